@@ -1,0 +1,1 @@
+"""Ray jobs that spread the pipeline over a cluster, and the `pixelese` command line."""

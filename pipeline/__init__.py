@@ -1,0 +1,1 @@
+"""What happens to one shard, and to the corpus: plain functions, shard in, shard out."""

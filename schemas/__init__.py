@@ -1,0 +1,1 @@
+"""What is stored and exchanged: the declaration, records, shards, fingerprints and the catalog."""

@@ -1,0 +1,268 @@
+"""The catalog: version N of a corpus is one immutable Parquet file, a row a shard.
+
+Committing is put-if-absent of the next number, so of two writers one wins and the other is told.
+There is no pointer that could disagree: the newest version is the highest number.
+"""
+
+import io
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.errors import CatalogError, ConflictError, CorruptShardError
+from schemas.layout import CATALOG, version_number, version_path
+from schemas.storage import Store
+
+CATALOG_FORMAT = 1
+KINDS = ("intake", "pairs", "signals", "relations", "selected", "tokens")
+"""In the order of the way; a version's rows are sorted by it."""
+
+CATALOG_SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("signal", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("ordinal", pa.int64(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("parts", pa.string(), nullable=False),
+        pa.field("records", pa.string(), nullable=False),
+        pa.field("inputs", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("num_records", pa.int64(), nullable=False),
+        pa.field("num_images", pa.int64(), nullable=False),
+        pa.field("num_text_ids", pa.int64(), nullable=False),
+        pa.field("num_codes", pa.int64(), nullable=False),
+        pa.field("num_places", pa.int64(), nullable=False),
+        pa.field("states", pa.string(), nullable=False),
+        pa.field("made_in_seconds", pa.float64(), nullable=False),
+        pa.field("numeric", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRow:
+    """One shard in one version."""
+
+    kind: str
+    source: str
+    shard: str
+    signal: str = ""
+    """The signal group, for `signals`."""
+    split: str = ""
+    """`train` or `validation`, for `selected` and `tokens`."""
+    ordinal: int
+    """The shard's place in ingest order, over all sources; never changes."""
+    path: str
+    fingerprint: str
+    """Digest of all that decides the bytes (for intake and pairs: of what was received)."""
+    parts: str = "{}"
+    """Canonical JSON of the fingerprint's parts that shards share: settings, tokenizers, format."""
+    records: str
+    """Digest of the records in it (schemas/fingerprint.py, `records_digest`)."""
+    inputs: str = ""
+    """One digest of the shards it was made from."""
+    sha256: str
+    """Of the file; for `pairs` of the tar."""
+    bytes: int
+    num_rows: int
+    """Rows in the file, kept or not."""
+    num_records: int
+    """Records that go on from here (`ok`, kept)."""
+    num_images: int = 0
+    num_text_ids: int = 0
+    num_codes: int = 0
+    num_places: int = 0
+    states: str = "{}"
+    """Canonical JSON of state -> rows, for `intake` and `pairs`."""
+    made_in_seconds: float = 0.0
+    numeric: str = ""
+    """Device class, dtype, library versions and batch shape that made it."""
+
+    @property
+    def identity(self) -> tuple[str, str, str, str, str]:
+        """What there can be only one of in a version."""
+        return self.kind, self.source, self.shard, self.signal, self.split
+
+    @property
+    def state_counts(self) -> dict[str, int]:
+        return dict(json.loads(self.states))
+
+
+def rows_table(rows: Iterable[ShardRow]) -> pa.Table:
+    """Rows as a table, sorted by kind (in the order of the way), ingest order and identity."""
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    ordered = sorted(rows, key=lambda row: (order[row.kind], row.ordinal, row.identity))
+    names = [item.name for item in fields(ShardRow)]
+    columns = {name: [getattr(row, name) for row in ordered] for name in names}
+    return pa.table(columns, schema=CATALOG_SCHEMA)
+
+
+def table_rows(table: pa.Table) -> list[ShardRow]:
+    """The inverse of `rows_table`."""
+    return [ShardRow(**row) for row in table.select(CATALOG_SCHEMA.names).to_pylist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One published state of the corpus."""
+
+    number: int
+    table: pa.Table
+    """CATALOG_SCHEMA; the kinds that were asked for."""
+    declaration: str
+    """The corpus.yaml that it answers to."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """`parent`, `commit_id`, `time`, `note`, `complete`, and what `apply` adds (`source:NAME`)."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage is there; only a complete version can be trained on."""
+        return self.metadata.get("complete") == "true"
+
+    @property
+    def time(self) -> str:
+        return self.metadata.get("time", "")
+
+    def select(self, kind: str, *, split: str | None = None) -> pa.Table:
+        """The rows of one kind (and one split), in ingest order."""
+        mask = pc.equal(self.table["kind"], kind)
+        if split is not None:
+            mask = pc.and_(mask, pc.equal(self.table["split"], split))
+        return self.table.filter(mask)
+
+    def rows(self, kind: str, *, split: str | None = None) -> list[ShardRow]:
+        """The same, as objects."""
+        return table_rows(self.select(kind, split=split))
+
+
+class Catalog:
+    """The versions of one corpus."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def numbers(self) -> list[int]:
+        """Published version numbers, ascending."""
+        found = (version_number(name) for name in self.store.names(CATALOG))
+        return sorted(number for number in found if number is not None)
+
+    def latest(self) -> int | None:
+        """The newest version's number, or None before the first."""
+        numbers = self.numbers()
+        return numbers[-1] if numbers else None
+
+    def read(self, number: int | None = None, *, kinds: Sequence[str] | None = None) -> Version:
+        """Reads a version, by default the newest.
+
+        Args:
+            number: the version; None for the newest.
+            kinds: read only these kinds of rows.
+
+        Raises:
+            CatalogError: there is no such version, or it is of a newer format.
+        """
+        numbers = self.numbers()
+        if not numbers:
+            raise CatalogError(
+                f"{self.store.url} has no published version yet: run `pixelese apply` first"
+            )
+        number = numbers[-1] if number is None else number
+        if number not in numbers:
+            known = ", ".join(f"v{item}" for item in numbers[-8:])
+            raise CatalogError(f"{self.store.url} has no version v{number}; there are {known}")
+        return self._read(number, kinds)
+
+    def _read(self, number: int, kinds: Sequence[str] | None) -> Version:
+        name = version_path(number)
+        filters = None if kinds is None else pc.field("kind").isin(list(kinds))
+        try:
+            source = io.BytesIO(self.store.read(name))
+            metadata = _unpack(pq.read_schema(source).metadata)
+            source.seek(0)
+            table = pq.read_table(source, filters=filters)
+        except pa.ArrowException as error:
+            raise CorruptShardError(
+                f"{self.store.full(name)} is damaged ({error}): restore it, or delete it to fall "
+                "back to the version before",
+                shard=name,
+            ) from error
+        if metadata.get("format") != str(CATALOG_FORMAT):
+            raise CatalogError(
+                f"{self.store.full(name)} has catalog format {metadata.get('format')}, this "
+                f"pixelese reads format {CATALOG_FORMAT}: use the release that wrote it"
+            )
+        declaration = metadata.pop("declaration", "")
+        return Version(number, table, declaration, metadata)
+
+    def commit(
+        self,
+        rows: Iterable[ShardRow],
+        *,
+        parent: int | None,
+        declaration: str,
+        complete: bool,
+        note: str = "",
+        extra: Mapping[str, str] | None = None,
+    ) -> int:
+        """Publishes the version after `parent` in one atomic step.
+
+        Args:
+            rows: every shard of the version.
+            parent: the version this was planned from, None for none.
+            declaration: the corpus.yaml it answers to.
+            complete: whether every stage is there.
+            note: a line for people.
+            extra: more metadata.
+
+        Returns:
+            The new version's number, parent + 1.
+
+        Raises:
+            ConflictError: another writer has published since `parent`.
+        """
+        number = (parent or 0) + 1
+        metadata = {
+            "format": str(CATALOG_FORMAT),
+            "parent": "" if parent is None else str(parent),
+            "commit_id": uuid.uuid4().hex,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "note": note,
+            "complete": "true" if complete else "false",
+            "declaration": declaration,
+            **(extra or {}),
+        }
+        table = rows_table(rows).replace_schema_metadata(_pack(metadata))
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        if not self.store.put_if_absent(version_path(number), sink.getvalue()):
+            raise ConflictError(
+                f"{self.store.url}: version v{number} was published by another writer while this "
+                "one worked. Nothing of this run is lost: run `pixelese apply` again, it goes on "
+                f"from v{number}"
+            )
+        return number
+
+
+def _pack(metadata: Mapping[str, str]) -> dict[bytes, bytes]:
+    return {f"pixelese.{name}".encode(): value.encode() for name, value in metadata.items()}
+
+
+def _unpack(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    prefix = b"pixelese."
+    return {
+        name.removeprefix(prefix).decode(): value.decode()
+        for name, value in (metadata or {}).items()
+        if name.startswith(prefix)
+    }

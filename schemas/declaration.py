@@ -1,0 +1,277 @@
+"""corpus.yaml: what a corpus should be, as frozen models.
+
+An unknown or misspelt key is an error that names its place in the file and the nearest valid key: a
+typo in a threshold must never be a silent no-op.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.errors import DeclarationError
+from schemas.layout import DECLARATION
+from schemas.signals import ALWAYS
+from schemas.storage import Store
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Columns(_Model):
+    """Which column (or JSON field) holds what."""
+
+    url: str = "URL"
+    caption: str = "TEXT"
+    text: str = "text"
+
+
+class Source(_Model):
+    """Where rows come from: exactly one of `urls`, `tars`, `folder` and `text`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
+    urls: str | None = None
+    """Lists of URLs and captions: Parquet, CSV, TSV or JSONL, also gzipped; a path, URL or glob."""
+    tars: str | None = None
+    """WebDataset tars, img2dataset's included; a path, URL or glob."""
+    folder: str | None = None
+    """Images with a .txt or .json beside them."""
+    text: str | None = None
+    """Documents without images: .txt (a file a document) or JSONL, also gzipped."""
+    columns: Columns = Columns()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        given = [kind for kind in SOURCE_KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(
+                f"source {self.name!r} must have exactly one of {', '.join(SOURCE_KINDS)}, "
+                f"it has {found}"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """`urls`, `tars`, `folder` or `text`."""
+        return next(kind for kind in SOURCE_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def location(self) -> str:
+        """The path, URL or glob."""
+        return str(getattr(self, self.kind))
+
+
+SOURCE_KINDS = ("urls", "tars", "folder", "text")
+
+
+class Fetch(_Model):
+    """How rows are cut into shards, and downloaded."""
+
+    rows_per_shard: int = Field(10_000, ge=1)
+    """Input rows a pair shard."""
+    text_bytes_per_shard: int = Field(16_000_000, ge=1)
+    """UTF-8 bytes a shard of a text source."""
+    timeout_seconds: float = Field(20.0, gt=0)
+    """Limit for one request, connect to last byte, redirects included."""
+    retries: int = Field(2, ge=0)
+    """More attempts after a transient failure."""
+    num_threads: int = Field(32, ge=1)
+    """Concurrent requests a worker."""
+    max_bytes: int = Field(30_000_000, ge=1)
+    """A longer body is not read to its end."""
+    allow_private_addresses: bool = False
+    """Also connect to loopback and private networks: for tests and intranets."""
+    respect_opt_out: bool = True
+    """Honour X-Robots-Tag: noai, noimageai, noindex, noimageindex, none."""
+    user_agent: str = "Mozilla/5.0 (compatible; pixelese)"
+
+
+class Images(_Model):
+    """How an image is stored."""
+
+    resize: Literal["keep_ratio"] = "keep_ratio"
+    max_side: int = Field(384, ge=16)
+    """A larger image is shrunk until its longer side is this many pixels."""
+    quality: int = Field(92, ge=1, le=100)
+    """JPEG quality."""
+    min_side: int = Field(8, ge=1)
+    """An image with a shorter side is `too_small`."""
+    max_aspect: float = Field(20.0, ge=1)
+    """An image with longer / shorter side above this is `too_small`, reason `aspect`."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """An image whose header claims more is `too_large`, and is never decoded."""
+
+
+class ClipSettings(_Model):
+    """The model behind `clip_score`, by its open_clip name or `local-dir:PATH`."""
+
+    model: str
+    pretrained: str | None = None
+    batch_size: int = Field(64, ge=1)
+    """Images a forward pass; part of the numeric environment."""
+
+
+class Signals(_Model):
+    """Signals beyond those that are always measured (image, caption)."""
+
+    clip: ClipSettings | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All signal groups of the corpus."""
+        return [*ALWAYS, *(["clip"] if self.clip is not None else [])]
+
+
+class Unique(_Model):
+    """Which record of a duplicate cluster stays."""
+
+    by: Literal["cluster"] = "cluster"
+    prefer: Literal["first"] = "first"
+
+
+class Split(_Model):
+    """Held-out shares, by duplicate cluster."""
+
+    validation: Share = 0.0
+
+
+class Declaration(_Model):
+    """A whole corpus.yaml."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    fetch: Fetch = Fetch()
+    images: Images = Images()
+    signals: Signals = Signals()
+    select: dict[str, str] = Field(default_factory=dict)
+    unique: Unique | None = None
+    split: Split = Split()
+    tokenizer: str | None = None
+    """The visual tokenizer's artifact; without it the corpus stops at its selection."""
+    text_tokenizer: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Declaration":
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are called {twice[0]!r}: names must differ")
+        return self
+
+    def source(self, name: str) -> Source:
+        """The source of a name."""
+        return next(source for source in self.sources if source.name == name)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any source brings images."""
+        return any(source.kind != "text" for source in self.sources)
+
+
+def parse_declaration(text: str, *, place: str = DECLARATION) -> Declaration:
+    """Reads the text of a corpus.yaml.
+
+    Raises:
+        DeclarationError: it is no YAML, or something in it cannot be; the message has one line a
+            mistake, each with its place in the file.
+    """
+    try:
+        value = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise DeclarationError(f"{place} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise DeclarationError(
+            f"{place} must be a mapping that begins with `sources:`; it holds "
+            f"{type(value).__name__}. `pixelese init` writes one to start from"
+        )
+    try:
+        return Declaration.model_validate(value)
+    except ValidationError as error:
+        found = error.errors()
+        # A list whose items failed is reported as too short as well: that one says nothing new.
+        told = [item for item in found if item["type"] != "too_short"] or found
+        lines = [_explain(item, node, place) for item in told]
+        raise DeclarationError("\n".join(lines)) from error
+
+
+def load_declaration(store: Store) -> tuple[Declaration, str]:
+    """The declaration of a corpus, and its text.
+
+    Raises:
+        DeclarationError: there is none, or it is wrong.
+    """
+    if not store.exists(DECLARATION):
+        raise DeclarationError(
+            f"{store.full(DECLARATION)} does not exist: `pixelese init {store.url}` writes one"
+        )
+    data = store.read(DECLARATION)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise DeclarationError(f"{store.full(DECLARATION)} is not UTF-8: {error}") from error
+    return parse_declaration(text, place=store.full(DECLARATION)), text
+
+
+def resolve(location: str, store: Store) -> str:
+    """A path in corpus.yaml as a URL: relative ones start at the corpus root."""
+    prefix, path = (
+        ("local-dir:", location[10:]) if location.startswith("local-dir:") else ("", location)
+    )
+    if "://" in path or path.startswith("/"):
+        return prefix + path
+    return f"{prefix}{store.url}/{path}"
+
+
+def _explain(item: Mapping[str, Any], node: yaml.Node | None, place: str) -> str:
+    path: Sequence[int | str] = item["loc"]
+    where = f"{place}{_line(node, path)}: "
+    dotted = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, path)))
+    if item["type"] == "extra_forbidden":
+        valid = _valid_keys(path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"valid keys are {', '.join(valid)}"
+        return f"{where}unknown key `{dotted}`; {hint}"
+    if item["type"] == "missing":
+        return f"{where}`{dotted}` is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"
+    return f"{where}`{dotted}`: {message}{given}" if dotted else f"{where}{message}"
+
+
+def _valid_keys(path: Sequence[int | str]) -> list[str]:
+    """The keys that a mapping at `path` may have."""
+    model: Any = Declaration
+    for step in path:
+        if isinstance(step, int):
+            continue
+        annotation = model.model_fields[step].annotation
+        model = next(
+            item
+            for item in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(item, type) and issubclass(item, BaseModel)
+        )
+    return sorted(model.model_fields)
+
+
+def _line(node: yaml.Node | None, path: Sequence[int | str]) -> str:
+    """`:12` for the line of the deepest part of `path` that is in the file."""
+    line = None
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == step:
+                    line, node = key.start_mark.line, value
+                    break
+            else:
+                break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            node = node.value[step]
+            line = node.start_mark.line
+    return "" if line is None else f":{line + 1}"

@@ -1,0 +1,275 @@
+"""One folder or bucket prefix, written whole-file at a time.
+
+A local file is written under a temporary name, fsynced and renamed; an object store gets one PUT.
+No file is edited, so a reader never sees half of one. What an object store costs more than a disk
+is one copy into a local cache for every file that is memory-mapped.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from schemas.errors import CorruptShardError, StorageError
+from schemas.fingerprint import file_sha256
+
+CACHE_VARIABLE = "PIXELESE_CACHE"
+CACHE_BYTES_VARIABLE = "PIXELESE_CACHE_BYTES"
+DEFAULT_CACHE_BYTES = 20 << 30
+
+
+@contextlib.contextmanager
+def storage_errors(action: str, place: str) -> Iterator[None]:
+    """Turns an operating-system error into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            remedy = "no space is left: free some and run the same command again, nothing is lost"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "permission denied: check who owns it"
+        elif isinstance(error, FileNotFoundError):
+            remedy = "it does not exist: check the path, and that the bucket or folder is there"
+        else:
+            remedy = str(error) or type(error).__name__
+        raise StorageError(f"cannot {action} {place}: {remedy}") from error
+
+
+class Store:
+    """The files under one root, by their names relative to it.
+
+    Holds no open file or connection, so it travels to workers as it is.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        """`url` is a path or any fsspec URL (`s3://bucket/prefix`)."""
+        self.url = os.fspath(url).rstrip("/") or "/"
+        if self.is_local:
+            self.url = str(Path(self._filesystem()[1]).absolute())
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._filesystem()[0], LocalFileSystem)
+
+    def _filesystem(self) -> tuple[Any, str]:
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise StorageError(
+                f"cannot open {self.url}: {error}. Install the fsspec driver of this protocol, or "
+                "check the URL"
+            ) from error
+        return fs, str(root)
+
+    def full(self, name: str) -> str:
+        """The URL of a name."""
+        return f"{self.url}/{name}" if name else self.url
+
+    def _path(self, name: str) -> tuple[Any, str]:
+        fs, root = self._filesystem()
+        return fs, f"{root}/{name}" if name else root
+
+    def exists(self, name: str) -> bool:
+        fs, path = self._path(name)
+        with storage_errors("look for", self.full(name)):
+            fs.invalidate_cache()
+            return bool(fs.exists(path))
+
+    def size_bytes(self, name: str) -> int:
+        fs, path = self._path(name)
+        with storage_errors("read", self.full(name)):
+            return int(fs.size(path))
+
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises StorageError where it is missing."""
+        fs, path = self._path(name)
+        with storage_errors("read", self.full(name)), fs.open(path, "rb") as file:
+            return bytes(file.read())
+
+    def names(self, prefix: str) -> list[str]:
+        """The names of all files under a folder, sorted; none where the folder is missing."""
+        fs, path = self._path(prefix)
+        fs.invalidate_cache()
+        with storage_errors("list", self.full(prefix)):
+            found = fs.find(path) if fs.exists(path) else []
+        root = PurePosixPath(self._filesystem()[1])
+        names = [str(PurePosixPath(item).relative_to(root)) for item in found]
+        return sorted(name for name in names if not PurePosixPath(name).name.startswith(".tmp-"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Publishes bytes under a name, whole or not at all."""
+        fs, path = self._path(name)
+        with storage_errors("write", self.full(name)):
+            if self.is_local:
+                with _temporary(Path(path)) as temporary:
+                    temporary.write_bytes(data)
+                    _publish(temporary, Path(path))
+            else:
+                fs.pipe_file(path, data)
+
+    def publish(self, source: Path, name: str) -> None:
+        """Publishes a local file under a name; `source` is moved where that is possible."""
+        fs, path = self._path(name)
+        with storage_errors("write", self.full(name)):
+            if self.is_local:
+                with _temporary(Path(path)) as temporary:
+                    shutil.move(source, temporary)
+                    _publish(temporary, Path(path))
+            else:
+                fs.put_file(str(source), path)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Publishes bytes unless the name is taken; says whether it did.
+
+        Locally a hard link (atomic, fails where the name exists); on an object store a conditional
+        PUT. A retried PUT whose first reply was lost finds its own bytes: that counts as done.
+        """
+        fs, path = self._path(name)
+        with storage_errors("write", self.full(name)):
+            if self.is_local:
+                return _link_if_absent(Path(path), data)
+            try:
+                fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return self.read(name) == data
+            return True
+
+    def delete(self, name: str) -> None:
+        """Removes a file; one that is already gone is no error."""
+        fs, path = self._path(name)
+        with storage_errors("delete", self.full(name)), contextlib.suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    def delete_tree(self, name: str) -> None:
+        """Removes a folder with all that is in it."""
+        fs, path = self._path(name)
+        with storage_errors("delete", self.full(name)), contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    def scratch(self) -> Path:
+        """A local folder for files that `publish` will move: on the corpus' own disk, if any."""
+        folder = (Path(self.url) / ".tmp-scratch") if self.is_local else _cache_folder() / "scratch"
+        with storage_errors("write", str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def local(self, name: str, *, sha256: str | None = None) -> Path:
+        """A local path of a published file, to be memory-mapped.
+
+        Args:
+            name: a published file; being immutable, its cached copy never goes stale.
+            sha256: checked when a remote file is copied; a local one is checked by `verify_file`.
+
+        Raises:
+            StorageError: it is missing.
+            CorruptShardError: the copy differs from `sha256`.
+        """
+        if self.is_local:
+            path = Path(self.url) / name
+            if not path.is_file():
+                raise StorageError(
+                    f"{self.full(name)} is missing, though the catalog names it: "
+                    "restore it, or run `pixelese apply` to make it again"
+                )
+            return path
+        cached = _cache_folder() / hashlib.sha256(self.full(name).encode()).hexdigest()
+        if not cached.is_file():
+            self._download(name, cached, sha256)
+        os.utime(cached)
+        return cached
+
+    def _download(self, name: str, cached: Path, sha256: str | None) -> None:
+        fs, path = self._path(name)
+        with storage_errors("read", self.full(name)):
+            _make_room(cached.parent, int(fs.size(path)))
+            with _temporary(cached) as temporary:
+                fs.get_file(path, str(temporary))
+                if sha256 is not None:
+                    check_digest(temporary, sha256, name=self.full(name))
+                _publish(temporary, cached)
+
+
+def check_digest(path: Path, sha256: str, *, name: str) -> None:
+    """Raises CorruptShardError where a file's bytes are not those the catalog recorded."""
+    found = file_sha256(path)
+    if found != sha256:
+        raise CorruptShardError(
+            f"{name}: sha256 {found[:16]} differs from the catalog's {sha256[:16]}. The file was "
+            "changed or damaged after it was published: restore it, or delete it and run "
+            "`pixelese apply`",
+            shard=name,
+        )
+
+
+def _cache_folder() -> Path:
+    default = Path(tempfile.gettempdir()) / f"pixelese-cache-{os.getuid()}"
+    folder = Path(os.environ.get(CACHE_VARIABLE, default))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _make_room(folder: Path, wanted_bytes: int) -> None:
+    """Deletes the least recently used copies until `wanted_bytes` fit the cache's bound.
+
+    A file that another process has mapped stays readable to it after its name is gone.
+    """
+    limit = int(os.environ.get(CACHE_BYTES_VARIABLE, DEFAULT_CACHE_BYTES))
+    copies = []
+    for item in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if item.is_file():
+                copies.append((item.stat().st_mtime, item.stat().st_size, item))
+    used = sum(size for _, size, _ in copies)
+    for _, size, item in sorted(copies):
+        if used + wanted_bytes <= limit:
+            return
+        item.unlink(missing_ok=True)
+        used -= size
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _link_if_absent(path: Path, data: bytes) -> bool:
+    with _temporary(path) as temporary:
+        temporary.write_bytes(data)
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return path.read_bytes() == data
+    _sync(path.parent)
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

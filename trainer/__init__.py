@@ -1,0 +1,1 @@
+"""The token stream, the language model that reads it, and its training loop."""
