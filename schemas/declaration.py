@@ -78,7 +78,7 @@ class Fetch(_Model):
     """Input rows a pair shard."""
     text_bytes_per_shard: int = Field(16_000_000, ge=1)
     """UTF-8 bytes a shard of a text source."""
-    timeout_seconds: float = Field(20.0, gt=0)
+    timeout_seconds: float = Field(20.0, gt=0, allow_inf_nan=False)
     """Limit for one request, connect to last byte, redirects included."""
     retries: int = Field(2, ge=0)
     """More attempts after a transient failure."""
@@ -186,10 +186,14 @@ def parse_declaration(text: str, *, place: str = DECLARATION) -> Declaration:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise DeclarationError(f"{place} is not valid YAML: {error}") from error
+    twice = _repeated_keys(node, place) if node is not None else []
+    if twice:
+        raise DeclarationError("\n".join(twice))
     if not isinstance(value, dict):
+        found_type = "is empty" if value is None else f"holds {type(value).__name__}"
         raise DeclarationError(
-            f"{place} must be a mapping that begins with `sources:`; it holds "
-            f"{type(value).__name__}. `pixelese init` writes one to start from"
+            f"{place} must be a mapping that begins with `sources:`; it {found_type}. "
+            "`pixelese init` writes one to start from"
         )
     try:
         return Declaration.model_validate(value)
@@ -235,14 +239,43 @@ def _explain(item: Mapping[str, Any], node: yaml.Node | None, place: str) -> str
     dotted = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, path)))
     if item["type"] == "extra_forbidden":
         valid = _valid_keys(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(path[-1]).lower(), valid, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"valid keys are {', '.join(valid)}"
         return f"{where}unknown key `{dotted}`; {hint}"
     if item["type"] == "missing":
         return f"{where}`{dotted}` is missing"
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = _PLAIN.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
     given = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"
     return f"{where}`{dotted}`: {message}{given}" if dotted else f"{where}{message}"
+
+
+_PLAIN = {
+    "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "too_short": "must not be empty",
+}
+"""Words of YAML in place of Python's, by pydantic's type of error."""
+
+
+def _repeated_keys(node: yaml.Node, place: str) -> list[str]:
+    """A line for each key that its mapping has twice: YAML would drop the first in silence."""
+    found: dict[int, str] = {}
+    waiting, visited = [node], {id(node)}  # an alias may lead back to a node
+    while waiting:
+        node = waiting.pop()
+        keys: set[str] = set()
+        for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+            key, value = part if isinstance(part, tuple) else (None, part)
+            if key is not None and str(key.value) in keys:
+                line = key.start_mark.line + 1
+                found[line] = f"{place}:{line}: key `{key.value}` is there twice; keep one of them"
+            if key is not None:
+                keys.add(str(key.value))
+            if id(value) not in visited:
+                visited.add(id(value))
+                waiting.append(value)
+    return [found[line] for line in sorted(found)]
 
 
 def _valid_keys(path: Sequence[int | str]) -> list[str]:
@@ -266,7 +299,7 @@ def _line(node: yaml.Node | None, path: Sequence[int | str]) -> str:
     for step in path:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                if key.value == step:
+                if key.value == str(step):
                     line, node = key.start_mark.line, value
                     break
             else:

@@ -61,8 +61,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def changed_parts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The names of the parts that differ, sorted."""
-    return sorted(name for name in {*old, *new} if old.get(name, _ABSENT) != new.get(name, _ABSENT))
-
-
-_ABSENT = object()
+    """The names of the parts that differ, sorted: none exactly where the fingerprints are equal."""
+    before = {name: canonical_json(value) for name, value in old.items()}
+    after = {name: canonical_json(value) for name, value in new.items()}
+    return sorted(name for name in {*old, *new} if before.get(name) != after.get(name))

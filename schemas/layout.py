@@ -18,8 +18,8 @@ def shard_name(number: int) -> str:
     return f"{number:06d}"
 
 
-def intake_path(source: str, shard: str) -> str:
-    return f"intake/{source}/{shard}.parquet"
+def intake_path(source: str, shard: str, content: str) -> str:
+    return f"intake/{source}/{shard}-{content[:SHORT]}.parquet"
 
 
 def pairs_path(source: str, shard: str, content: str) -> str:
@@ -64,7 +64,7 @@ def parse_reference(reference: str) -> tuple[str, int | None, str]:
         DeclarationError: the part after `@` is not a version.
     """
     match = re.fullmatch(
-        r"(?P<corpus>.+?)(?:@(?P<version>[^@/]*?)(?::(?P<split>\w+))?)?", reference
+        r"(?P<corpus>[^@].*?)(?:@(?P<version>[^@/]*?)(?::(?P<split>\w+))?)?", reference
     )
     if match is None:
         raise DeclarationError(f"{reference!r} names no corpus: write CORPUS@vN or CORPUS@vN:split")

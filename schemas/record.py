@@ -17,12 +17,16 @@ MAX_CAPTION_CHARACTERS = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
+_NO_HOST = re.compile(r"(^|\.)\.|[\x00-\x20\x7f\"#/<>?@\[\\\]^`{|}]")
+"""What no host holds, yet Python's IDNA lets pass (it maps wide forms only after it has looked)."""
+_SAFE_PATH = "/%:@!$&'()*+,;=~-._"
 
 
 def normalise_caption(caption: str) -> str:
     """The caption as it is stored: NFC, no control characters or lone surrogates, single spaces."""
     clean = _CONTROL.sub(" ", caption)
-    return _SPACE.sub(" ", unicodedata.normalize("NFC", clean)).strip()[:MAX_CAPTION_CHARACTERS]
+    spaced = _SPACE.sub(" ", unicodedata.normalize("NFC", clean)).strip()
+    return spaced[:MAX_CAPTION_CHARACTERS].rstrip()  # the cut may fall behind a space
 
 
 def normalise_url(url: str) -> str | None:
@@ -39,16 +43,19 @@ def normalise_url(url: str) -> str | None:
     except (ValueError, UnicodeError):
         return None
     scheme = parts.scheme.lower()
-    if not scheme or not (host or scheme == "file"):
+    if not scheme or not (host or scheme == "file") or _NO_HOST.search(host):
         return None
     netloc = f"[{host}]" if ":" in host else host
-    if parts.username is not None:
-        netloc = f"{parts.netloc.rpartition('@')[0]}@{netloc}"
     if port is not None and port != _DEFAULT_PORTS.get(scheme):
         netloc = f"{netloc}:{port}"
     try:
-        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-        query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+        if parts.username is not None:
+            user = quote(parts.netloc.rpartition("@")[0], safe="%:!$&'()*+,;=~-._")
+            netloc = f"{user}@{netloc}"
+        # A path that begins with two slashes would read as a host where there is none.
+        path = quote(parts.path or "/", safe=_SAFE_PATH)
+        path = path if netloc else f"/{path.lstrip('/')}"
+        query = quote(parts.query, safe=f"{_SAFE_PATH}?")
     except UnicodeEncodeError:  # a lone surrogate
         return None
     return urlunsplit((scheme, netloc, path, query, ""))

@@ -86,17 +86,23 @@ def read_sentences(
 
     Raises:
         CorruptShardError: a word out of range, a place that does not move forward, or one that no
-            code follows.
+            code follows. So there is one sentence for a mask and its codes, and no other is read.
+        ValueError: the offsets do not span the values (a sliced Arrow list that was not rebased).
     """
     values = sentences.values.astype(np.int64)
     num_images = len(sentences)
+    if sentences.offsets[0] != 0 or sentences.offsets[-1] != len(values):
+        raise ValueError(
+            f"offsets {sentences.offsets[0]}..{sentences.offsets[-1]} do not span {len(values)} "
+            "words"
+        )
     keep_mask = np.zeros((num_images, num_patches), bool)
     if len(values) == 0:
         return keep_mask, np.zeros(0, np.int64)
-    if int(values.max()) >= num_patches + codebook_size:
+    if not 0 <= int(values.min()) <= int(values.max()) < num_patches + codebook_size:
         raise CorruptShardError(
-            f"image word {values.max()} is beyond the {num_patches} places and {codebook_size} "
-            "codes of this tokenizer: the shard was written by another one"
+            f"image words {values.min()}..{values.max()} go beyond the {num_patches} places "
+            f"and {codebook_size} codes of this tokenizer: the shard was written by another one"
         )
     is_code = values >= num_patches
     rows = np.repeat(np.arange(num_images), sentences.lengths)
@@ -120,10 +126,12 @@ def read_sentences(
 def _check_order(
     place: NDArray[np.int64], is_code: NDArray[np.bool_], rows: NDArray[np.intp], num_patches: int
 ) -> None:
-    codes_at, image = place[is_code], rows[is_code]
-    if len(codes_at) and int(codes_at.max()) >= num_patches:
+    if np.any(place[is_code] >= num_patches):
         raise CorruptShardError("an image sentence runs past the last patch of the grid")
-    if np.any((image[1:] == image[:-1]) & (codes_at[1:] <= codes_at[:-1])):
+    # `place` is a code's patch, and one before the patch that a place word names.
+    cursor = np.zeros_like(place)
+    cursor[1:] = np.where(rows[1:] == rows[:-1], place[:-1] + 1, 0)
+    if np.any(place[~is_code] + 1 <= cursor[~is_code]):
         raise CorruptShardError("a place word in an image sentence does not move forward")
     dangling = ~is_code
     dangling[:-1] &= ~is_code[1:] | (rows[1:] != rows[:-1])

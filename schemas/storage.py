@@ -10,7 +10,9 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -25,6 +27,11 @@ from schemas.fingerprint import file_sha256
 CACHE_VARIABLE = "PIXELESE_CACHE"
 CACHE_BYTES_VARIABLE = "PIXELESE_CACHE_BYTES"
 DEFAULT_CACHE_BYTES = 20 << 30
+TEMPORARY = ".tmp-"
+"""How names begin that are not published; what a killed writer leaves is never listed."""
+TEMPORARY_SECONDS = 3600
+"""A download of another process is left alone in the cache for so long."""
+PUT_ATTEMPTS = 5
 
 
 @contextlib.contextmanager
@@ -32,16 +39,23 @@ def storage_errors(action: str, place: str) -> Iterator[None]:
     """Turns an operating-system error into a StorageError that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except _failures() as error:
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             remedy = "no space is left: free some and run the same command again, nothing is lost"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        elif code in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
             remedy = "permission denied: check who owns it"
         elif isinstance(error, FileNotFoundError):
             remedy = "it does not exist: check the path, and that the bucket or folder is there"
         else:
             remedy = str(error) or type(error).__name__
         raise StorageError(f"cannot {action} {place}: {remedy}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """OSError, and what S3's driver raises beside it: no credentials, no connection."""
+    driver = sys.modules.get("botocore.exceptions")
+    return (OSError,) if driver is None else (OSError, driver.BotoCoreError, driver.ClientError)
 
 
 class Store:
@@ -65,7 +79,8 @@ class Store:
 
     def _filesystem(self) -> tuple[Any, str]:
         try:
-            fs, root = fsspec.core.url_to_fs(self.url)
+            # A cached listing would hide what other machines have published since.
+            fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise StorageError(
                 f"cannot open {self.url}: {error}. Install the fsspec driver of this protocol, or "
@@ -84,7 +99,6 @@ class Store:
     def exists(self, name: str) -> bool:
         fs, path = self._path(name)
         with storage_errors("look for", self.full(name)):
-            fs.invalidate_cache()
             return bool(fs.exists(path))
 
     def size_bytes(self, name: str) -> int:
@@ -95,18 +109,18 @@ class Store:
     def read(self, name: str) -> bytes:
         """The whole file. Raises StorageError where it is missing."""
         fs, path = self._path(name)
-        with storage_errors("read", self.full(name)), fs.open(path, "rb") as file:
-            return bytes(file.read())
+        with storage_errors("read", self.full(name)):
+            return bytes(fs.cat_file(path))
 
     def names(self, prefix: str) -> list[str]:
         """The names of all files under a folder, sorted; none where the folder is missing."""
         fs, path = self._path(prefix)
-        fs.invalidate_cache()
         with storage_errors("list", self.full(prefix)):
             found = fs.find(path) if fs.exists(path) else []
         root = PurePosixPath(self._filesystem()[1])
-        names = [str(PurePosixPath(item).relative_to(root)) for item in found]
-        return sorted(name for name in names if not PurePosixPath(name).name.startswith(".tmp-"))
+        paths = [PurePosixPath(item).relative_to(root) for item in found]
+        published = (item for item in paths if not any(p.startswith(TEMPORARY) for p in item.parts))
+        return sorted(map(str, published))
 
     def write(self, name: str, data: bytes) -> None:
         """Publishes bytes under a name, whole or not at all."""
@@ -141,7 +155,7 @@ class Store:
             if self.is_local:
                 return _link_if_absent(Path(path), data)
             try:
-                fs.pipe_file(path, data, mode="create")
+                _create_object(fs, path, data)
             except FileExistsError:
                 return self.read(name) == data
             return True
@@ -160,7 +174,8 @@ class Store:
 
     def scratch(self) -> Path:
         """A local folder for files that `publish` will move: on the corpus' own disk, if any."""
-        folder = (Path(self.url) / ".tmp-scratch") if self.is_local else _cache_folder() / "scratch"
+        root = Path(self.url) if self.is_local else _cache_folder()
+        folder = root / f"{TEMPORARY}scratch"
         with storage_errors("write", str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -170,7 +185,8 @@ class Store:
 
         Args:
             name: a published file; being immutable, its cached copy never goes stale.
-            sha256: checked when a remote file is copied; a local one is checked by `verify_file`.
+            sha256: checked when a remote file is copied, not again when the copy is used again;
+                a local corpus is not checked here (`check_digest` does).
 
         Raises:
             StorageError: it is missing.
@@ -184,10 +200,13 @@ class Store:
                     "restore it, or run `pixelese apply` to make it again"
                 )
             return path
-        cached = _cache_folder() / hashlib.sha256(self.full(name).encode()).hexdigest()
-        if not cached.is_file():
+        # The digest is part of the name: a corpus made anew at the same URL meets no old copy.
+        wanted = f"{self.full(name)}\n{sha256 or ''}"
+        cached = _cache_folder() / hashlib.sha256(wanted.encode()).hexdigest()
+        try:
+            os.utime(cached)  # used now, so evicted last
+        except FileNotFoundError:
             self._download(name, cached, sha256)
-        os.utime(cached)
         return cached
 
     def _download(self, name: str, cached: Path, sha256: str | None) -> None:
@@ -216,33 +235,44 @@ def check_digest(path: Path, sha256: str, *, name: str) -> None:
 def _cache_folder() -> Path:
     default = Path(tempfile.gettempdir()) / f"pixelese-cache-{os.getuid()}"
     folder = Path(os.environ.get(CACHE_VARIABLE, default))
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors("write", f"{folder} (the cache, {CACHE_VARIABLE})"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
 def _make_room(folder: Path, wanted_bytes: int) -> None:
     """Deletes the least recently used copies until `wanted_bytes` fit the cache's bound.
 
-    A file that another process has mapped stays readable to it after its name is gone.
+    A file that another process has mapped stays readable to it after its name is gone. One file
+    larger than the bound is still copied: it is needed.
     """
-    limit = int(os.environ.get(CACHE_BYTES_VARIABLE, DEFAULT_CACHE_BYTES))
+    limit = _cache_limit_bytes()
     copies = []
     for item in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
             if item.is_file():
                 copies.append((item.stat().st_mtime, item.stat().st_size, item))
     used = sum(size for _, size, _ in copies)
-    for _, size, item in sorted(copies):
+    for modified, size, item in sorted(copies):
         if used + wanted_bytes <= limit:
             return
+        if item.name.startswith(TEMPORARY) and time.time() - modified < TEMPORARY_SECONDS:
+            continue
         item.unlink(missing_ok=True)
         used -= size
+
+
+def _cache_limit_bytes() -> int:
+    value = os.environ.get(CACHE_BYTES_VARIABLE, str(DEFAULT_CACHE_BYTES))
+    if not value.isdecimal():
+        raise StorageError(f"{CACHE_BYTES_VARIABLE} must be a number of bytes, got {value!r}")
+    return int(value)
 
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         yield temporary
     finally:
@@ -265,6 +295,23 @@ def _link_if_absent(path: Path, data: bytes) -> bool:
             return path.read_bytes() == data
     _sync(path.parent)
     return True
+
+
+def _create_object(fs: Any, path: str, data: bytes) -> None:
+    """A conditional PUT. Raises FileExistsError where the name is taken.
+
+    S3 may answer 409 to two of them at once, which says nothing of who won: try again.
+    """
+    for attempt in range(PUT_ATTEMPTS):
+        try:
+            fs.pipe_file(path, data, mode="create")
+            return
+        except OSError as error:
+            reply = getattr(error.__cause__, "response", {})
+            conflict = reply.get("Error", {}).get("Code") in ("ConditionalRequestConflict", "409")
+            if not conflict or attempt == PUT_ATTEMPTS - 1:
+                raise
+            time.sleep(0.1 * 2**attempt)
 
 
 def _sync(path: Path) -> None:

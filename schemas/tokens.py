@@ -72,18 +72,26 @@ class TokenShardHeader:
             CorruptShardError: it is no token shard, or one of another format.
         """
         metadata: Mapping[bytes, bytes] = schema.metadata or {}
+        # The format comes first: another one may have other fields.
+        found = metadata.get(f"{_PREFIX}format".encode(), str(TOKEN_FORMAT).encode())
+        if found != str(TOKEN_FORMAT).encode():
+            raise CorruptShardError(
+                f"{shard} has token format {found.decode(errors='replace')}, this pixelese reads "
+                f"{TOKEN_FORMAT}: use the release that wrote it, or encode it again",
+                shard=shard,
+            )
         names = [item.name for item in fields(cls)]
         missing = [name for name in names if f"{_PREFIX}{name}".encode() not in metadata]
         if missing:
             raise CorruptShardError(f"{shard} is no token shard: it lacks {missing}", shard=shard)
-        values = {name: metadata[f"{_PREFIX}{name}".encode()].decode() for name in names}
-        header = cls(**{n: int(v) if n in _INTEGERS else v for n, v in values.items()})  # type: ignore[arg-type]
-        if header.format != TOKEN_FORMAT:
+        try:
+            values = {name: metadata[f"{_PREFIX}{name}".encode()].decode() for name in names}
+            header = cls(**{n: int(v) if n in _INTEGERS else v for n, v in values.items()})  # type: ignore[arg-type]
+        except ValueError as error:
             raise CorruptShardError(
-                f"{shard} has token format {header.format}, this pixelese reads {TOKEN_FORMAT}: "
-                "use the release that wrote it, or encode it again",
+                f"{shard} has damaged metadata ({error}): restore it, or encode it again",
                 shard=shard,
-            )
+            ) from error
         if not schema.equals(header.schema()):
             raise CorruptShardError(
                 f"{shard} has columns {schema.names} of types {schema.types}, not those of a token "

@@ -1,0 +1,1 @@
+"""The demo: drawn, captioned scenes with known faults, served on loopback, and the whole way."""

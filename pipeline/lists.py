@@ -1,0 +1,172 @@
+"""Reads URL lists: Parquet, CSV, TSV and JSON lines, also gzipped, a bounded batch at a time.
+
+Polars scans the table formats. JSON lines are parsed one by one, at about a third of the speed,
+so that a broken line costs a row of its own and not the file.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from pipeline.sources import SourceFile, local_copy, source_errors
+from schemas.declaration import Columns
+from schemas.errors import SourceError
+
+BATCH_ROWS = 32_768
+
+_FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+
+
+class ListLine(NamedTuple):
+    """One line of a list, as it was."""
+
+    url: str | None
+    caption: str | None
+    problem: str | None = None
+    """Why it could not be read: `bad_line`."""
+
+
+def read_list(file: SourceFile, *, columns: Columns, scratch: Path) -> Iterator[list[ListLine]]:
+    """The lines of a list, in order, in batches. A list of captions makes a line each.
+
+    Args:
+        file: its format is told by its name.
+        columns: which column holds what.
+        scratch: a local folder for a copy of a remote or gzipped list.
+
+    Raises:
+        SourceError: a column is missing, or the file is damaged or of no known format.
+    """
+    kind = _format(file.url)
+    with local_copy(file.url, scratch) as path:
+        if kind == "jsonl":
+            yield from _read_json_lines(path, file.url, columns)
+        else:
+            yield from _read_table(path, file.url, kind, columns)
+
+
+def check_columns(url: str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises SourceError where a column is missing, naming those that exist and the nearest."""
+    for name in wanted:
+        if name in names:
+            continue
+        by_lower = {item.lower(): item for item in names}
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
+        hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+        there = ", ".join(map(repr, names)) or "none"
+        raise SourceError(
+            f"{url} has no column {name!r}; it has {there}.{hint} Set `columns:` of this source"
+        )
+
+
+def parse_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(line number from 1, object) of every line that is not blank; None for a broken one."""
+    # Bytes and not text: a broken character then spoils its own line only.
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                yield number, _parse_object(line)
+
+
+def _parse_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):  # bad JSON, bad UTF-8, or nested beyond reason
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _format(url: str) -> str:
+    name = PurePosixPath(url.partition("?")[0])
+    suffix = (name.with_suffix("") if name.suffix.lower() == ".gz" else name).suffix.lower()
+    if suffix not in _FORMATS:
+        raise SourceError(
+            f"cannot tell the format of {url}: its name must end in one of "
+            f"{', '.join(_FORMATS)}, or one of these and .gz"
+        )
+    return _FORMATS[suffix]
+
+
+def _read_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[list[ListLine]]:
+    try:
+        with source_errors(url):
+            yield from _scan_table(path, url, kind, columns)
+    except pl.exceptions.NoDataError:  # not even a header: a list without lines
+        return
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).partition("\n")[0]
+        raise SourceError(
+            f"{url} cannot be read as {kind}: {reason}. Repair or remove this file"
+        ) from error
+
+
+def _scan_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[list[ListLine]]:
+    if kind == "parquet":
+        frame = pl.scan_parquet(path, glob=False)
+    else:
+        frame = pl.scan_csv(
+            path,
+            separator="\t" if kind == "tsv" else ",",
+            infer_schema=False,
+            encoding="utf8-lossy",
+            glob=False,
+        )
+    schema = frame.collect_schema()
+    check_columns(url, schema.names(), [columns.url, columns.caption])
+    frame = frame.select(url=pl.col(columns.url), caption=pl.col(columns.caption))
+    if isinstance(schema[columns.caption], pl.List | pl.Array):
+        # Without it, a row with an empty list would vanish.
+        frame = frame.explode("caption", empty_as_null=True)
+    frame = frame.select(pl.all().cast(pl.String, strict=False))
+    for batch in frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        for part in batch.iter_slices(BATCH_ROWS):
+            yield [ListLine(*row) for row in part.iter_rows()]
+
+
+def _read_json_lines(path: Path, url: str, columns: Columns) -> Iterator[list[ListLine]]:
+    batch: list[ListLine] = []
+    names: dict[str, None] = {}
+    is_checked = False
+    for _, value in parse_json_lines(path):
+        if value is None:
+            batch.append(ListLine(None, None, "bad_line"))
+        else:
+            names.update(dict.fromkeys(value))
+            batch.extend(_lines_of(value, columns))
+        if len(batch) >= BATCH_ROWS:
+            # Objects may leave out a null field, so one of them does not tell the columns.
+            if not is_checked and names:
+                check_columns(url, list(names), [columns.url, columns.caption])
+            is_checked = True
+            yield batch
+            batch = []
+    if batch:
+        if not is_checked and names:
+            check_columns(url, list(names), [columns.url, columns.caption])
+        yield batch
+
+
+def _lines_of(value: dict[str, Any], columns: Columns) -> list[ListLine]:
+    url, caption = value.get(columns.url), value.get(columns.caption)
+    captions = caption if isinstance(caption, list) and caption else [caption]
+    return [ListLine(_text(url), _text(item)) for item in captions]
+
+
+def _text(value: Any) -> str | None:
+    """A JSON value as text; what is no text or number counts as missing."""
+    if isinstance(value, str):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else None

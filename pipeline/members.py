@@ -1,0 +1,79 @@
+"""Reads the images of a tar or folder source again, by the place that intake recorded.
+
+Files may have changed since intake, so every image is checked against its `fetch_id`, which is the
+digest of its bytes. Rows come in archive order: a shard reads each tar once, front to back.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.images import prepare_image
+from pipeline.outcomes import Outcome, Prepare, WaitingRoom, receive
+from pipeline.sources import open_filesystem, source_errors
+from schemas.declaration import Images, resolve
+from schemas.errors import SourceError
+from schemas.fingerprint import bytes_sha256
+from schemas.ledger import State
+from schemas.storage import Store
+
+
+def read_members(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    store: Store,
+    images: Images,
+    room: WaitingRoom,
+    prepare: Prepare = prepare_image,
+) -> dict[str, Outcome]:
+    """Reads images where they lie.
+
+    Args:
+        rows: intake rows with `fetch_id`, `url` (ARCHIVE#MEMBER, or a file), `offset` and
+            `size_bytes`, one for each `fetch_id`.
+        store: relative URLs start at its root.
+        images: limits of images, and how they are stored.
+        room: takes the stored images.
+        prepare: makes the stored form of an image.
+
+    Returns:
+        `fetch_id` -> outcome; bytes that are not those of intake are `hash_mismatch`.
+
+    Raises:
+        SourceError: a file is gone or cannot be read.
+    """
+    outcomes: dict[str, Outcome] = {}
+    with contextlib.ExitStack() as stack:
+        place = ""
+        file: Any = None
+        for row in rows:
+            name = str(row["url"]).rpartition("#")[0] or str(row["url"])
+            if name != place:
+                stack.close()
+                place, file = name, stack.enter_context(_open(resolve(name, store)))
+            with source_errors(place):
+                file.seek(row["offset"])
+                data = bytes(file.read(row["size_bytes"]))
+            outcomes[row["fetch_id"]] = _judge(data, row, images, room, prepare)
+    return outcomes
+
+
+def _judge(
+    data: bytes, row: Mapping[str, Any], images: Images, room: WaitingRoom, prepare: Prepare
+) -> Outcome:
+    sha256 = bytes_sha256(data)
+    if sha256 != row["fetch_id"]:
+        reason = "cut" if len(data) < row["size_bytes"] else "changed"
+        return Outcome(state=State.HASH_MISMATCH, reason=reason, sha256=sha256)
+    return receive(data, images, room, prepare=prepare)
+
+
+def _open(url: str) -> Any:
+    fs, path = open_filesystem(url)
+    try:
+        return fs.open(path, "rb")
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{url} is gone, though its images were taken in and are not fetched yet: put it back, "
+            "or remove its source from corpus.yaml"
+        ) from error

@@ -1,0 +1,324 @@
+"""The plan: which outputs are current, missing or stale, stage by stage, and why.
+
+Each stage looks at the rows that the stages before it have. Where those are still to be made, its
+shards are `waiting`: an apply plans it again when they are there. Planning changes nothing and
+loads no model; it costs one pass over the catalog's rows.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.corpus import Corpus
+from pipeline.lineage import (
+    TRAIN,
+    VALIDATION,
+    Wanted,
+    relations_chain,
+    selected_chain,
+    want_relations,
+    want_selected,
+    want_signal,
+    want_tokens,
+)
+from pipeline.sources import SourceFile, scan_source, source_stamp
+from pipeline.tombstones import read_tombstones
+from schemas.catalog import ShardRow
+from schemas.declaration import Source
+from schemas.fingerprint import changed_parts, digest
+
+STAGES = ("intake", "fetch", "measure", "relate", "select", "encode")
+"""In the order of the way. `--until` names what they make: pairs, signals, tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """One output to make."""
+
+    wanted: Wanted
+    made_from: ShardRow
+    """The shard it is made from: intake for pairs, a pair shard (or a text intake) for the rest."""
+    reason: str
+    """`new`, or which parts of the fingerprint changed."""
+    selected: ShardRow | None = None
+    """For tokens: the selection."""
+    previous: ShardRow | None = None
+    """What is there now, under the same identity."""
+
+    @property
+    def num_records(self) -> int:
+        """Records to work on."""
+        return self.made_from.num_records if self.selected is None else self.selected.num_records
+
+
+@dataclass(kw_only=True, slots=True)
+class StagePlan:
+    """One stage: what is there, what is to be made, what waits for an earlier stage."""
+
+    name: str
+    current: list[ShardRow] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    num_waiting: int = 0
+    """Shards whose inputs are not there yet."""
+
+    @property
+    def num_missing(self) -> int:
+        return sum(work.previous is None for work in self.work)
+
+    @property
+    def num_stale(self) -> int:
+        return len(self.work) - self.num_missing
+
+    @property
+    def num_records(self) -> int:
+        return sum(work.num_records for work in self.work)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reason -> outputs, most frequent first."""
+        return dict(Counter(work.reason for work in self.work).most_common())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourcePlan:
+    """One declared source, and whether its list is the one that was taken in."""
+
+    source: Source
+    files: list[SourceFile]
+    stamp: str
+    """Digest over the files' names, sizes and times: tells a changed list without reading it."""
+    changed: bool
+
+
+def plan_sources(corpus: Corpus) -> list[SourcePlan]:
+    """The declared sources.
+
+    Raises:
+        SourceError: a list, archive or folder is missing or empty.
+    """
+    version = corpus.state.version
+    recorded = {} if version is None else version.metadata
+    plans = []
+    for source in corpus.declaration.sources:
+        files = scan_source(source, corpus.store)
+        stamp = digest(source_stamp(files), source.model_dump_json())
+        changed = recorded.get(f"source:{source.name}") != stamp
+        plans.append(SourcePlan(source=source, files=files, stamp=stamp, changed=changed))
+    return plans
+
+
+def plan_fetch(corpus: Corpus) -> StagePlan:
+    """Pair shards: one for every intake shard with images. What the web gave is never stale."""
+    plan = StagePlan(name="fetch")
+    for intake in _intake(corpus, images=True):
+        pairs = corpus.state.find_pairs(intake)
+        if pairs is not None:
+            plan.current.append(pairs)
+        else:
+            wanted = Wanted(
+                kind="pairs",
+                source=intake.source,
+                shard=intake.shard,
+                ordinal=intake.ordinal,
+                fingerprint="",
+                parts="{}",
+                inputs=intake.sha256,
+            )
+            plan.work.append(Work(wanted=wanted, made_from=intake, reason="new"))
+    return plan
+
+
+def plan_measure(corpus: Corpus, fetch: StagePlan) -> StagePlan:
+    """Signals: one output a pair shard and signal group."""
+    plan = StagePlan(name="measure", num_waiting=len(fetch.work) * len(corpus.signals))
+    for pairs in fetch.current:
+        for signal in corpus.signals:
+            settings = corpus.signal_settings(signal)
+            _sort(corpus, plan, want_signal(pairs, signal.schema.name, settings), pairs)
+    return plan
+
+
+def plan_relate(corpus: Corpus, fetch: StagePlan) -> StagePlan:
+    """Relations: one output a pair shard, each depending on the shards before it."""
+    known, num_later = _before(fetch.current, fetch.work)
+    plan = StagePlan(name="relate", num_waiting=len(fetch.work) + num_later)
+    earlier = ""
+    for pairs in known:
+        _sort(corpus, plan, want_relations(pairs, earlier), pairs)
+        earlier = relations_chain(earlier, pairs)
+    return plan
+
+
+def plan_select(
+    corpus: Corpus, fetch: StagePlan, measure: StagePlan, relate: StagePlan
+) -> StagePlan:
+    """Selections: one output a shard, with a row a split."""
+    tombstones = read_tombstones(corpus.store).digest
+    pending = [*fetch.work, *measure.work, *relate.work]
+    known, num_later = _before(fetch.current, pending)
+    plan = StagePlan(name="select", num_waiting=len(fetch.work) + num_later)
+    _select_pairs(corpus, plan, known, [*measure.current, *relate.current], tombstones)
+    for intake in _intake(corpus, images=False):
+        wanted = want_selected(
+            intake, declaration=corpus.declaration, tombstones=tombstones, columns=(), earlier=""
+        )
+        _sort_splits(corpus, plan, wanted, intake)
+    return plan
+
+
+def _select_pairs(
+    corpus: Corpus,
+    plan: StagePlan,
+    shards: Sequence[ShardRow],
+    inputs: Iterable[ShardRow],
+    tombstones: str,
+) -> None:
+    columns: dict[tuple[str, str], list[str]] = {}
+    for row in inputs:
+        columns.setdefault((row.source, row.shard), []).append(row.fingerprint)
+    has_unique = corpus.declaration.unique is not None
+    earlier = ""
+    for pairs in shards:
+        read = sorted(columns[pairs.source, pairs.shard])
+        wanted = want_selected(
+            pairs,
+            declaration=corpus.declaration,
+            tombstones=tombstones,
+            columns=read,
+            earlier=earlier,
+        )
+        _sort_splits(corpus, plan, wanted, pairs)
+        if has_unique:
+            earlier = selected_chain(earlier, read)
+
+
+def plan_encode(
+    corpus: Corpus, shards: Iterable[ShardRow], selected: Iterable[ShardRow], *, num_waiting: int
+) -> StagePlan:
+    """Token shards: one output a selection that kept anything.
+
+    Args:
+        corpus: the corpus.
+        shards: pair shards and text intake shards.
+        selected: the selections' rows, as they are or as `select` would make them.
+        num_waiting: selections that are not known yet.
+    """
+    plan = StagePlan(name="encode", num_waiting=num_waiting)
+    if not corpus.can_encode:
+        return plan
+    by_shard = {(row.source, row.shard): row for row in shards}
+    for row in selected:
+        if row.num_records == 0:
+            continue
+        shard = by_shard[row.source, row.shard]
+        wanted = want_tokens(
+            row,
+            image_tokenizer=corpus.image_tokenizer if shard.kind == "pairs" else "",
+            text_tokenizer=corpus.text_tokenizer,
+        )
+        _sort(corpus, plan, wanted, shard, selected=row)
+    return plan
+
+
+def _before(shards: Sequence[ShardRow], pending: Iterable[Work]) -> tuple[Sequence[ShardRow], int]:
+    """The shards before the first pending one in ingest order, and how many come later.
+
+    What earlier shards hold decides over later ones, never the other way round.
+    """
+    first = min((work.wanted.ordinal for work in pending), default=None)
+    if first is None:
+        return shards, 0
+    known = [row for row in shards if row.ordinal < first]
+    return known, len(shards) - len(known)
+
+
+def splits(corpus: Corpus) -> tuple[str, ...]:
+    """The splits that a selection of this corpus has."""
+    return (TRAIN, VALIDATION) if corpus.declaration.split.validation > 0 else (TRAIN,)
+
+
+def text_shards(corpus: Corpus) -> list[ShardRow]:
+    """The intake shards of text sources, which go straight to their selection."""
+    return _intake(corpus, images=False)
+
+
+def _intake(corpus: Corpus, *, images: bool) -> list[ShardRow]:
+    kinds = {source.name: source.kind for source in corpus.declaration.sources}
+    return [
+        row
+        for row in corpus.state.rows("intake")
+        if row.source in kinds and (kinds[row.source] != "text") == images
+    ]
+
+
+def _sort(
+    corpus: Corpus,
+    plan: StagePlan,
+    wanted: Wanted,
+    made_from: ShardRow,
+    *,
+    selected: ShardRow | None = None,
+) -> None:
+    """Puts an output under `current` or `work`."""
+    found = corpus.state.find(wanted)
+    if found is not None:
+        plan.current.append(found)
+        return
+    previous = corpus.state.newest(wanted.identity)
+    plan.work.append(
+        Work(
+            wanted=wanted,
+            made_from=made_from,
+            reason=explain(previous, wanted),
+            selected=selected,
+            previous=previous,
+        )
+    )
+
+
+def _sort_splits(corpus: Corpus, plan: StagePlan, wanted: Wanted, made_from: ShardRow) -> None:
+    rows = [corpus.state.find(replace(wanted, split=split)) for split in splits(corpus)]
+    found = [row for row in rows if row is not None]
+    if len(found) == len(rows):
+        plan.current.extend(found)
+        return
+    previous = corpus.state.newest(replace(wanted, split=TRAIN).identity)
+    reason = explain(previous, wanted)
+    plan.work.append(Work(wanted=wanted, made_from=made_from, reason=reason, previous=previous))
+
+
+def explain(previous: ShardRow | None, wanted: Wanted) -> str:
+    """Why an output is to be made: `new`, or what changed with its old and new value."""
+    if previous is None:
+        return "new"
+    old, new = _parts(previous.parts), _parts(wanted.parts)
+    told = [_change(name, old.get(name), new.get(name)) for name in changed_parts(old, new)]
+    if wanted.records and previous.records != wanted.records:
+        told.append("other records")
+    if previous.inputs != wanted.inputs and wanted.kind != "tokens":
+        told.append("other inputs")
+    return "; ".join(told) or "another corpus order"
+
+
+def _parts(parts: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(parts)
+    return value
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return ", ".join(
+            _change(f"{name}.{part}", old.get(part), new.get(part))
+            for part in changed_parts(old, new)
+        )
+    return f"{name} {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    if value in (None, ""):
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value)
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:8] if is_digest else text

@@ -1,0 +1,144 @@
+"""What charts promise: well-formed SVG whose marks stand for the numbers they were given."""
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.report.charts import (
+    WIDTH,
+    Bars,
+    Line,
+    format_number,
+    histogram,
+    line_chart,
+    nice_ticks,
+    rank_chart,
+)
+
+finite = st.floats(-1e6, 1e6)
+
+
+def _elements(svg: str, name: str) -> list[ET.Element]:
+    return [element for element in ET.fromstring(svg).iter() if element.tag == name]
+
+
+def _texts(svg: str) -> list[str]:
+    return [element.text or "" for element in _elements(svg, "text")]
+
+
+@given(finite, st.floats(1e-6, 1e6))
+def test_ticks_cover_the_range_in_even_round_steps(low: float, length: float) -> None:
+    high = low + length
+    ticks = nice_ticks(low, high)
+    steps = np.diff(ticks)
+    tolerance = 1e-9 * max(abs(low), abs(high), 1)
+    assert ticks[0] <= low + steps[0] * 1e-6 + tolerance
+    assert ticks[-1] >= high - steps[0] * 1e-6 - tolerance
+    assert 2 <= len(ticks) <= 8
+    if length > 1e-3 * abs(low):
+        assert np.allclose(steps, steps[0], rtol=1e-3)
+        leading = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-6)
+        assert min(abs(leading - round_one) for round_one in (1, 2, 2.5, 5, 10)) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234, "1,234"), (56000, "56k"), (7.8e6, "7.8M"), (0.25, "0.25"), (-3.0, "-3")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert format_number(value) == text
+
+
+@given(st.lists(finite, min_size=1, max_size=60), st.one_of(st.none(), finite))
+def test_every_value_is_in_one_bar(values: list[float], threshold: float | None) -> None:
+    sample = Bars(name="pairs", values=np.array(values))
+    svg = histogram([sample], x_label="score", y_label="pairs", threshold=threshold)
+    titles = [element.text or "" for element in _elements(svg, "title")]
+    counts = [int(re.findall(r"pairs: ([\d,]+)", title)[0].replace(",", "")) for title in titles]
+    assert sum(counts) == len(values)
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=60))
+def test_whole_numbers_get_bars_of_whole_width(values: list[int]) -> None:
+    svg = histogram([Bars(name="codes", values=np.array(values))], x_label="w", y_label="n")
+    widths = {float(bar.attrib["width"]) for bar in _elements(svg, "rect")}
+    assert max(widths) - min(widths) < 0.2
+    if max(values) - min(values) < 40:
+        assert len(_elements(svg, "rect")) == len(set(values))
+
+
+@pytest.mark.parametrize("keeps_above", [True, False])
+def test_a_threshold_dims_exactly_the_dropped_bars(keeps_above: bool) -> None:
+    values = np.concatenate([np.full(30, 0.1), np.full(50, 0.349), np.full(70, 0.351)])
+    svg = histogram(
+        [Bars(name="pairs", values=values)],
+        x_label="score",
+        y_label="pairs",
+        threshold=0.35,
+        keeps_above=keeps_above,
+    )
+    found = {"dim": 0, "kept": 0}
+    for bar in _elements(svg, "rect"):
+        title = bar.find("title")
+        assert title is not None
+        found[bar.attrib["class"]] += int(str(title.text).split()[1])
+    assert found == ({"dim": 80, "kept": 70} if keeps_above else {"dim": 70, "kept": 80})
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    values = np.array([1.0, np.nan, 2.0, np.inf])
+    svg = histogram([Bars(name="pairs", values=values)], x_label="x", y_label="y")
+    assert len(_elements(svg, "rect")) == 2
+    with pytest.raises(ValueError, match="finite"):
+        histogram([Bars(name="pairs", values=values[1:2])], x_label="x", y_label="y")
+
+
+def test_the_rank_chart_falls_and_marks_unused_codes() -> None:
+    counts = np.array([0, 7, 0, 1000, 30, 1])
+    svg = rank_chart(counts, x_label="codes", y_label="times used")
+    assert "2 unused" in _texts(svg)
+    points = _elements(svg, "polyline")[0].attrib["points"].split()
+    heights = [float(point.split(",")[1]) for point in points]
+    assert heights == sorted(heights)
+    unused = next(r for r in _elements(svg, "rect") if r.attrib["class"] == "unused")
+    assert float(unused.attrib["width"]) == pytest.approx((WIDTH - 76) * 2 / 6, abs=0.2)
+
+
+def test_line_names_do_not_overlap() -> None:
+    steps = np.arange(10)
+    lines = [
+        Line(name=f"line {index}", x=steps, y=steps * 0.0 + index / 1000) for index in range(4)
+    ]
+    lines.append(Line(name="far", x=steps, y=steps * 0.0 + 9))
+    svg = line_chart(lines, x_label="step", y_label="loss")
+    heights = sorted(
+        float(element.attrib["y"])
+        for element in _elements(svg, "text")
+        if element.attrib.get("class", "").startswith("name-")
+    )
+    assert len(heights) == 5
+    assert min(np.diff(heights)) >= 14
+
+
+def test_a_long_line_has_its_mean_drawn_over_it() -> None:
+    steps = np.arange(900)
+    noisy = np.where(steps % 2, 3.0, 1.0)
+    svg = line_chart([Line(name="text", x=steps, y=noisy)], x_label="step", y_label="loss")
+    assert [line.attrib["class"] for line in _elements(svg, "polyline")] == [
+        "line-1 pale",
+        "line-1",
+    ]
+    assert "text 2" in _texts(svg)
+    assert all(len(line.attrib["points"].split()) <= 400 for line in _elements(svg, "polyline"))
+
+
+def test_names_are_escaped() -> None:
+    values = np.array([1, 2])
+    svg = histogram([Bars(name="<b>&", values=values)], x_label="<x>", y_label='"y"')
+    assert "<b>" not in svg
+    assert "<x>" in _texts(svg)

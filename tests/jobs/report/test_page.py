@@ -1,0 +1,223 @@
+"""What the page promises: one file, every section that has data, no other, and nothing fetched."""
+
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.demo.scenes import draw_scene, score_caption
+from jobs.report.data import (
+    CaptionSample,
+    CodebookUsage,
+    CurveLine,
+    Fact,
+    Finding,
+    FunnelRule,
+    GalleryPicture,
+    LedgerState,
+    ReportData,
+    SentenceLengths,
+    SignalHistogram,
+    TrainingCurve,
+)
+from jobs.report.page import render_report, write_report
+from schemas.errors import SourceError, StorageError
+
+SECTIONS = {
+    "facts": "facts",
+    "findings": "findings",
+    "states": "ledger",
+    "funnel": "funnel",
+    "signals": "signals",
+    "lengths": "lengths",
+    "codebook": "codebook",
+    "gallery": "gallery",
+    "curves": "curves",
+    "samples": "samples",
+}
+"""Field of ReportData -> id of its section."""
+_VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class _Page(HTMLParser):
+    """Checks that elements nest, and gathers ids, addresses and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name == "id":
+                assert value not in self.ids
+                self.ids.add(str(value))
+            elif name in ("src", "href", "xlink:href", "srcset", "action"):
+                self.addresses.append(str(value))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    rng = np.random.default_rng(0)
+    scene = draw_scene(3)
+    said = "small red ring at top on plain gray"
+    codes = rng.integers(2, 40, 500)
+    return ReportData(
+        title="Demo",
+        subtitle="All of it, small",
+        facts=(Fact(label="version", value="v2", note="complete"),),
+        findings=(
+            Finding(what="duplicates", found="89", expected="90", good=False),
+            Finding(what="wrong captions", found="240", expected="240", good=True, note="all"),
+            Finding(what="words", found="14", expected="some"),
+        ),
+        states=(
+            LedgerState(state="http_5xx", num_rows=25, reasons={"500": 20, "503": 5}),
+            LedgerState(state="ok", num_rows=2850),
+        ),
+        num_pairs=2850,
+        funnel=(
+            FunnelRule(
+                name="matches_caption",
+                expression="clip_score >= 0.35 and 1 < 2",
+                num_dropped_alone=241,
+                num_dropped_in_order=240,
+                num_remaining=2610,
+            ),
+        ),
+        signals=(
+            SignalHistogram(name="clip_score", values=rng.normal(0.5, 0.1, 900), threshold=0.35),
+            SignalHistogram(name="min_side", values=rng.integers(90, 300, 900), unit="pixels"),
+        ),
+        lengths=SentenceLengths(num_codes=codes, num_places=codes // 3),
+        codebook=CodebookUsage(counts=rng.integers(0, 3, 256)),
+        gallery=(
+            GalleryPicture(
+                image=scene.jpeg(), keep_mask=np.arange(64) < 9, grid=8, caption=scene.caption
+            ),
+        ),
+        curves=(
+            TrainingCurve(
+                title="Language model",
+                value_label="loss (nats a token)",
+                lines=(CurveLine(name="text", steps=np.arange(50), values=3 - np.arange(50) / 50),),
+            ),
+        ),
+        samples=(
+            CaptionSample(
+                image=scene.jpeg(),
+                truth=scene.caption,
+                generated=said,
+                marks=score_caption(said, scene),
+            ),
+        ),
+    )
+
+
+def test_a_full_page_has_every_section_and_needs_nothing_else(data: ReportData) -> None:
+    html = render_report(data)
+    page = _Page(html)
+    assert page.ids == set(SECTIONS.values())
+    assert page.tags.isdisjoint({"script", "link", "iframe", "object"})
+    assert len(page.addresses) == 3
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_every_field_is_a_section_or_the_head() -> None:
+    known = {*SECTIONS, "title", "subtitle", "num_pairs"}
+    assert {field.name for field in fields(ReportData)} == known
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_without_data_is_left_out(data: ReportData, name: str) -> None:
+    absent: dict[str, Any] = {name: None if name in ("lengths", "codebook") else ()}
+    empty = replace(data, **absent)
+    assert _Page(render_report(empty)).ids == set(SECTIONS.values()) - {SECTIONS[name]}
+
+
+def test_a_page_may_be_empty() -> None:
+    page = _Page(render_report(ReportData(title="Nothing yet")))
+    assert page.ids == set()
+    assert "Nothing yet" in page.text
+
+
+def test_the_page_shows_the_numbers(data: ReportData) -> None:
+    text = " ".join(_Page(render_report(data)).text.split())
+    assert "All 2,875 rows are in exactly one state" in text
+    assert "500 20, 503 5" in text
+    assert "2,610 of 2,850 pairs (91.6%) pass every rule" in text
+    assert "9 of 64 patches" in text
+    assert text.count("as expected") == 1
+    assert text.count("not met") == 1
+    assert data.codebook is not None
+    assert f"{data.codebook.num_used} of 256" in text
+    assert f"{data.samples[0].truth}" in text
+
+
+def test_text_from_a_corpus_cannot_become_markup() -> None:
+    evil = "<script>alert(1)</script>"
+    state = LedgerState(state=evil, num_rows=1, reasons={evil: 1})
+    finding = Finding(what=evil, found=evil, expected=evil, note=evil)
+    curve = TrainingCurve(
+        title=evil,
+        value_label=evil,
+        lines=(CurveLine(name=evil, steps=np.arange(3), values=np.arange(3.0)),),
+    )
+    html = render_report(
+        ReportData(title=evil, findings=(finding,), states=(state,), curves=(curve,))
+    )
+    assert "<script" not in html
+    assert "script" not in _Page(html).tags
+
+
+def test_perplexity_counts_evenly_used_codes() -> None:
+    assert CodebookUsage(counts=np.full(100, 7)).perplexity == pytest.approx(100)
+    half = CodebookUsage(counts=np.array([5, 5, 0, 0]))
+    assert half.perplexity == pytest.approx(2)
+    assert half.num_used == 2
+    with pytest.raises(ValueError, match="no code"):
+        CodebookUsage(counts=np.zeros(4, int))
+
+
+def test_writing_replaces_the_page_whole(data: ReportData, tmp_path: Path) -> None:
+    path = write_report(tmp_path / "new" / "report.html", data)
+    write_report(path, replace(data, title="Second"))
+    assert "<h1>Second</h1>" in path.read_text(encoding="utf-8")
+    assert [item.name for item in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_page_that_cannot_be_written_is_one_clear_error(data: ReportData, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match="cannot write"):
+        write_report(tmp_path / "file" / "report.html", data)
+
+
+def test_a_broken_picture_is_one_clear_error(data: ReportData) -> None:
+    broken = replace(data.gallery[0], image=b"no picture")
+    with pytest.raises(SourceError, match="cannot be decoded"):
+        render_report(replace(data, gallery=(broken,)))

@@ -1,0 +1,128 @@
+"""The codebook learns from kept vectors, stays alive, and lets gradients through."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from tokenizer.config import TrainConfig
+from tokenizer.quantizer import Quantizer, spherical_kmeans
+
+
+def clusters(num: int, *, each: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit centres, and unit vectors around them."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = normalize(torch.randn(num, 8, generator=generator), dim=-1)
+    noise = 0.03 * torch.randn(num, each, 8, generator=generator)
+    return centres, normalize(centres[:, None] + noise, dim=-1).flatten(0, 1)
+
+
+def make(*, size: int, vectors_per_step: float, **options: object) -> Quantizer:
+    config = TrainConfig(**options)  # type: ignore[arg-type]
+    return Quantizer(config, codebook_size=size, code_dim=8, vectors_per_step=vectors_per_step)
+
+
+def test_kmeans_finds_clusters_and_counts_everything() -> None:
+    torch.manual_seed(0)
+    centres, vectors = clusters(6, each=100)
+    centroids, counts = spherical_kmeans(vectors, num_codes=24, num_iterations=10)
+    assert (centres @ centroids.t()).max(dim=1).values.min() > 0.99
+    assert float(counts.sum()) == len(vectors)
+    torch.testing.assert_close(centroids.norm(dim=1), torch.ones(24))
+
+
+def test_kmeans_with_fewer_vectors_than_codes() -> None:
+    torch.manual_seed(0)
+    _, vectors = clusters(2, each=3)
+    centroids, _ = spherical_kmeans(vectors, num_codes=20, num_iterations=3)
+    assert centroids.shape == (20, 8)
+    assert torch.isfinite(centroids).all()
+    assert len(torch.unique(centroids, dim=0)) == 20
+
+
+@pytest.mark.parametrize("kind", ["ema", "simvq"])
+def test_gradients_pass_straight_through(kind: str) -> None:
+    torch.manual_seed(0)
+    _, vectors = clusters(4, each=20)
+    quantizer = make(size=8, vectors_per_step=80, quantizer=kind, commitment_weight=0.0)
+    quantizer.start(vectors)
+    codebook = quantizer.vectors.detach().clone()
+    inputs = vectors.clone().requires_grad_()
+    quantized, codes, _ = quantizer(inputs)
+    torch.testing.assert_close(quantized.detach(), codebook[codes])
+    weights = torch.randn_like(quantized)
+    (grad,) = torch.autograd.grad((quantized * weights).sum(), inputs)
+    assert torch.equal(grad, weights)
+
+
+def test_seeded_counts_keep_the_codebook_in_place() -> None:
+    torch.manual_seed(0)
+    _, vectors = clusters(8, each=200)
+    # The dead-code bound is 4 of 20 expected a code: without seeded counts all would restart.
+    quantizer = make(size=8, vectors_per_step=160, dead_code_share=0.2)
+    quantizer.start(vectors)
+    before = quantizer.vectors.clone()
+    # Only one cluster comes for some steps: the others must stay where they were.
+    for _ in range(5):
+        quantizer(vectors[:160])
+    assert (before * quantizer.vectors).sum(dim=1).min() > 0.99
+
+
+def test_moving_averages_follow_the_vectors() -> None:
+    torch.manual_seed(0)
+    centres, vectors = clusters(4, each=100)
+    quantizer = make(size=4, vectors_per_step=400, codebook_decay=0.9)
+    quantizer.start(vectors)
+    shifted = normalize(vectors + torch.tensor([0.4] + [0.0] * 7), dim=-1)
+    target = normalize(centres + torch.tensor([0.4] + [0.0] * 7), dim=-1)
+    before = (target @ quantizer.vectors.t()).max(dim=1).values
+    for _ in range(60):
+        quantizer(shifted)
+    after = (target @ quantizer.vectors.t()).max(dim=1).values
+    assert after.min() > 0.995
+    assert before.min() < 0.98
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_dead_codes_restart_until_told_not_to(stop: bool) -> None:
+    torch.manual_seed(0)
+    _, vectors = clusters(6, each=100)
+    quantizer = make(size=6, vectors_per_step=100, codebook_decay=0.8, dead_code_share=0.2)
+    quantizer.start(vectors)
+    if stop:
+        quantizer.stop_restarts()
+    crowd = vectors[:100]  # one cluster only: five codes die
+    for _ in range(40):
+        quantizer(crowd)
+    near = ((crowd @ quantizer.vectors.t()).max(dim=0).values > 0.97).sum()
+    assert int(near) == (1 if stop else 6)
+
+
+def test_lookup_learns_nothing() -> None:
+    torch.manual_seed(0)
+    _, vectors = clusters(4, each=50)
+    quantizer = make(size=4, vectors_per_step=200)
+    quantizer.start(vectors)
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer.lookup(vectors[None] * 1.0)
+    quantizer(vectors, learn=False)
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_simvq_moves_all_codes_by_one_map() -> None:
+    torch.manual_seed(0)
+    _, vectors = clusters(4, each=50)
+    quantizer = make(size=16, vectors_per_step=200, quantizer="simvq")
+    quantizer.start(vectors)
+    turned = vectors.roll(1, dims=1)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
+    losses = []
+    for _ in range(150):
+        _, _, loss = quantizer(turned)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+    basis = quantizer.state_dict()["basis"]
+    assert (basis @ vectors.t()).max(dim=1).values.min() > 0.95  # the basis itself is frozen
