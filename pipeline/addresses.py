@@ -147,12 +147,16 @@ class AddressGuard:
             FetchError: `dns_error`, `blocked_address`, `connection_error` or `timeout`.
         """
         failure: OSError | None = None
-        for family, address in self.checked_addresses(host, port, deadline):
+        addresses = self.checked_addresses(host, port, deadline)
+        for num_tried, (family, address) in enumerate(addresses):
+            # An address that swallows packets must leave time for the next one.
+            share_seconds = deadline.left() / (len(addresses) - num_tried)
             try:
-                return _open_socket(family, address, deadline)
+                return _open_socket(family, address, share_seconds)
             except OSError as error:
                 failure = error
-        deadline.left()  # if time is up, that is the reason
+        if isinstance(failure, TimeoutError):
+            raise FetchError(State.TIMEOUT, "connect") from failure
         reason = "refused" if isinstance(failure, ConnectionRefusedError) else "unreachable"
         raise FetchError(State.CONNECTION_ERROR, reason) from failure
 
@@ -188,11 +192,11 @@ class AddressGuard:
 
 
 def _open_socket(
-    family: socket.AddressFamily, address: SocketAddress, deadline: Deadline
+    family: socket.AddressFamily, address: SocketAddress, timeout_seconds: float
 ) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
-        opened.settimeout(deadline.left())
+        opened.settimeout(timeout_seconds)
         opened.connect(address)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipeline.lists import check_columns, parse_json_lines
+from pipeline.lists import check_fields, parse_json_lines
 from pipeline.rows import IntakeRow, bad_row, text_row
 from pipeline.sources import SourceFile, local_copy, source_errors
 from schemas.errors import SourceError
@@ -80,12 +80,13 @@ def _lines(path: Path, url: str, place: str, column: str) -> Iterator[IntakeRow]
         waiting.append(row)
         # A misspelt column must not turn a whole file into bad rows: look before the first.
         if is_found or len(waiting) >= _NUM_LINES_TOLD:
-            if not is_found and names:
-                check_columns(url, list(names), [column])
+            if not is_found:
+                check_fields(url, list(names), [column])
+                is_found = True
             yield from waiting
             waiting = []
-    if not is_found and names:
-        check_columns(url, list(names), [column])
+    if waiting:
+        check_fields(url, list(names), [column])
     yield from waiting
 
 

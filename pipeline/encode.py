@@ -10,19 +10,18 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.lineage import Wanted
 from pipeline.pair_shard import Pair
-from pipeline.ragged import concatenate_rows, empty_rows, take_rows
 from pipeline.records import read_documents, read_records
+from pipeline.repair import same_columns
 from pipeline.shard_table import read_table
+from pipeline.token_column import TokenColumn
 from pipeline.token_shard import TokenShard, read_token_shard, write_token_shard
 from schemas.catalog import ShardRow
 from schemas.errors import CorruptShardError, FingerprintError, StorageError
@@ -36,48 +35,7 @@ from schemas.tokens import TokenShardHeader
 
 logger = logging.getLogger(__name__)
 
-RECORDS_PER_BATCH = 1024
-"""Images (or captions) handed to a tokenizer at once: 40 MB of stored images."""
-
-
-class Repair(StrEnum):
-    """How a token shard is brought up to date, from the cheapest."""
-
-    KEEP = "keep"
-    """Nothing to do."""
-    SUBSET = "subset"
-    """Records only leave: the file is rewritten without a tokenizer."""
-    RETEXT = "retext"
-    """Captions are tokenized again; no image is read."""
-    EXTEND = "extend"
-    """Records join: only their images are encoded."""
-    RECODE = "recode"
-    """Images are encoded again; no caption is read."""
-    ENCODE = "encode"
-    """Everything: there is nothing to take over."""
-
-
-def repair_class(
-    previous: ShardRow | None, wanted: Wanted, shard: ShardRow, *, num_joining: int
-) -> Repair:
-    """Names what it takes to make a token shard.
-
-    Args:
-        previous: the token shard that is there, or None.
-        wanted: the token shard that should be.
-        shard: the pair shard, or the text source's intake shard.
-        num_joining: records of the selection that `previous` does not hold.
-    """
-    if previous is not None and previous.fingerprint == wanted.fingerprint:
-        return Repair.KEEP
-    same_image, same_text = _same_columns(previous, wanted, shard)
-    if not (same_image or same_text):
-        return Repair.ENCODE
-    if not same_image:
-        return Repair.RECODE
-    if num_joining:
-        return Repair.EXTEND
-    return Repair.SUBSET if same_text else Repair.RETEXT
+_DOCUMENTS_PER_BATCH = 1024
 
 
 def kept_keys(store: Store, selected: ShardRow) -> list[str]:
@@ -136,10 +94,10 @@ def encode_shard(
         image_tokenizer = None  # a corpus of both has one, and documents have no image
     header = _header(wanted, image_tokenizer, text_tokenizer)
     keys = kept_keys(store, selected)
-    same_image, same_text = _same_columns(previous, wanted, shard)
+    same_image, same_text = same_columns(previous, wanted, shard)
     old = _read_previous(store, previous) if same_image or same_text else None
-    images = _Column(image_tokenizer, header.image_dtype)
-    text = _Column(text_tokenizer, header.text_dtype)
+    images = TokenColumn(image_tokenizer, header.image_dtype)
+    text = TokenColumn(text_tokenizer, header.text_dtype)
     if old is not None and same_image:
         images.take_over(old.keys, old.image)
     if old is not None and same_text:
@@ -169,79 +127,6 @@ def encode_shard(
     )
 
 
-class _Column:
-    """One column of a token shard in the making: rows by key, taken over or encoded in batches."""
-
-    def __init__(
-        self, tokenizer: ImageTokenizer | TextTokenizer | None, dtype: type[np.integer]
-    ) -> None:
-        self._encode: Callable[[Sequence[Any]], Ragged] | None = None
-        if tokenizer is not None:
-            self._encode = tokenizer.encode
-        self._dtype = dtype
-        self._parts: list[Ragged] = []
-        self._num_rows = 0
-        self._row_of_key: dict[str, int] = {}
-        self._row_of_content: dict[str, int] = {}
-        self._pending: list[Any] = []
-        self._taken_over: frozenset[str] = frozenset()
-        self.num_encoded = 0
-        self.content: dict[str, str] = {}
-        """Key -> sha256 of what was encoded for it."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing was taken over."""
-        return not self._taken_over
-
-    def num_taken_over(self, keys: Sequence[str]) -> int:
-        """How many of `keys` were taken over."""
-        return sum(key in self._taken_over for key in keys)
-
-    def take_over(self, keys: Sequence[str], rows: Ragged) -> None:
-        """Takes rows that were encoded before."""
-        self._row_of_key = {key: row for row, key in enumerate(keys)}
-        self._taken_over = frozenset(keys)
-        self._parts.append(rows)
-        self._num_rows = len(rows)
-
-    def missing(self, keys: Sequence[str]) -> frozenset[str]:
-        """The keys that are still to be added; none where the column stays empty."""
-        if self._encode is None:
-            return frozenset()
-        return frozenset(key for key in keys if key not in self._row_of_key)
-
-    def add(self, key: str, value: Any, content: str) -> None:
-        """Encodes a value for a key, unless one of the same content was added before."""
-        self.content[key] = content
-        row = self._row_of_content.get(content)
-        if row is None:
-            row = self._row_of_content[content] = self._num_rows
-            self._num_rows += 1
-            self._pending.append(value)
-        self._row_of_key[key] = row
-        if len(self._pending) == RECORDS_PER_BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Encodes what is pending."""
-        if not self._pending or self._encode is None:
-            return
-        found = self._encode(self._pending)
-        if len(found) != len(self._pending):
-            raise ValueError(f"a tokenizer gave {len(found)} rows for {len(self._pending)} inputs")
-        self._parts.append(found)
-        self.num_encoded += len(self._pending)
-        self._pending = []
-
-    def rows(self, keys: Sequence[str]) -> Ragged:
-        """The rows of `keys`, in their order."""
-        if self._encode is None:
-            return empty_rows(len(keys), self._dtype)
-        index = np.array([self._row_of_key[key] for key in keys], np.int64)
-        return take_rows(concatenate_rows(self._parts, dtype=self._dtype), index)
-
-
 def _header(
     wanted: Wanted, image_tokenizer: ImageTokenizer | None, text_tokenizer: TextTokenizer | None
 ) -> TokenShardHeader:
@@ -266,19 +151,6 @@ def _header(
     )
 
 
-def _same_columns(previous: ShardRow | None, wanted: Wanted, shard: ShardRow) -> tuple[bool, bool]:
-    """Whether the image and the text column of `previous` hold what is wanted, record by record."""
-    if previous is None or previous.inputs != shard.sha256:
-        return False, False
-    old, new = json.loads(previous.parts), json.loads(wanted.parts)
-    if old.get("format") != new["format"]:
-        return False, False
-    return (
-        old.get("image_tokenizer") == new["image_tokenizer"],
-        old.get("text_tokenizer") == new["text_tokenizer"],
-    )
-
-
 def _read_previous(store: Store, previous: ShardRow | None) -> TokenShard | None:
     """The token shard to take over from, or None where it cannot be trusted."""
     if previous is None:
@@ -294,7 +166,7 @@ def _read_previous(store: Store, previous: ShardRow | None) -> TokenShard | None
 
 
 def _encode(
-    store: Store, shard: ShardRow, keys: Sequence[str], images: _Column, text: _Column
+    store: Store, shard: ShardRow, keys: Sequence[str], images: TokenColumn, text: TokenColumn
 ) -> None:
     """Reads and encodes what the columns lack."""
     no_image, no_text = images.missing(keys), text.missing(keys)
@@ -323,7 +195,7 @@ def _records(
         yield from read_records(store, shard, images=no_image, captions=no_text)
         return
     documents = read_documents(store, shard)
-    for batch in documents.to_batches(max_chunksize=RECORDS_PER_BATCH):
+    for batch in documents.to_batches(max_chunksize=_DOCUMENTS_PER_BATCH):
         for key, caption in zip(
             batch["key"].to_pylist(), batch["caption"].to_pylist(), strict=True
         ):
@@ -332,7 +204,7 @@ def _records(
 
 
 def _check_records(
-    keys: Sequence[str], images: _Column, text: _Column, wanted: Wanted, shard: ShardRow
+    keys: Sequence[str], images: TokenColumn, text: TokenColumn, wanted: Wanted, shard: ShardRow
 ) -> None:
     """What was read is what was selected: the fingerprint says so, so it must be true."""
     found = records_digest((key, images.content.get(key, ""), text.content[key]) for key in keys)

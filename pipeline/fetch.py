@@ -81,7 +81,10 @@ def fetch_shard(
         SourceError: a tar or folder cannot be read any more.
         StorageError: the corpus or its scratch space cannot be written.
         CorruptShardError: the intake shard is not the one in the catalog.
+        ValueError: the source is one of texts, which are ready from intake on.
     """
+    if source.kind == "text":
+        raise ValueError(f"source {source.name!r} has texts: there is nothing to fetch")
     started = time.monotonic()
     rows = _read_intake(store, intake)
     folder = Path(tempfile.mkdtemp(prefix="fetch-", dir=store.scratch()))
@@ -151,7 +154,12 @@ def _fetch(
             prepare=work.prepare,
         )
     return read_members(
-        wanted.values(), store=store, images=work.images, room=room, prepare=work.prepare
+        wanted.values(),
+        store=store,
+        is_archive=work.source.kind == "tars",
+        images=work.images,
+        room=room,
+        prepare=work.prepare,
     )
 
 

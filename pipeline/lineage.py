@@ -91,6 +91,8 @@ def want_selected(
     is_text = shard.kind == "intake"
     parts = {
         "rules": {} if is_text else declaration.select,
+        # The first rule that drops a record is recorded, and canonical JSON sorts keys.
+        "rule_order": [] if is_text else list(declaration.select),
         "unique": None
         if is_text or declaration.unique is None
         else declaration.unique.model_dump(),

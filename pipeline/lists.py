@@ -71,6 +71,16 @@ def check_columns(url: str, names: Sequence[str], wanted: Sequence[str]) -> None
         )
 
 
+def check_fields(url: str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """The same for JSON lines; and raises SourceError where no line was an object at all."""
+    if not names:
+        raise SourceError(
+            f"{url} holds no JSON object in its first lines: it must have one a line, not one "
+            "array. `jq -c '.[]'` makes the one into the other"
+        )
+    check_columns(url, names, wanted)
+
+
 def parse_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(line number from 1, object) of every line that is not blank; None for a broken one."""
     # Bytes and not text: a broken character then spoils its own line only.
@@ -147,14 +157,14 @@ def _read_json_lines(path: Path, url: str, columns: Columns) -> Iterator[list[Li
             batch.extend(_lines_of(value, columns))
         if len(batch) >= BATCH_ROWS:
             # Objects may leave out a null field, so one of them does not tell the columns.
-            if not is_checked and names:
-                check_columns(url, list(names), [columns.url, columns.caption])
+            if not is_checked:
+                check_fields(url, list(names), [columns.url, columns.caption])
             is_checked = True
             yield batch
             batch = []
     if batch:
-        if not is_checked and names:
-            check_columns(url, list(names), [columns.url, columns.caption])
+        if not is_checked:
+            check_fields(url, list(names), [columns.url, columns.caption])
         yield batch
 
 

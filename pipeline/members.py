@@ -22,6 +22,7 @@ def read_members(
     rows: Iterable[Mapping[str, Any]],
     *,
     store: Store,
+    is_archive: bool,
     images: Images,
     room: WaitingRoom,
     prepare: Prepare = prepare_image,
@@ -29,9 +30,10 @@ def read_members(
     """Reads images where they lie.
 
     Args:
-        rows: intake rows with `fetch_id`, `url` (ARCHIVE#MEMBER, or a file), `offset` and
-            `size_bytes`, one for each `fetch_id`.
+        rows: intake rows with `fetch_id`, `url`, `offset` and `size_bytes`, one for each
+            `fetch_id`.
         store: relative URLs start at its root.
+        is_archive: URLs are ARCHIVE#MEMBER, not files.
         images: limits of images, and how they are stored.
         room: takes the stored images.
         prepare: makes the stored form of an image.
@@ -47,7 +49,7 @@ def read_members(
         place = ""
         file: Any = None
         for row in rows:
-            name = str(row["url"]).rpartition("#")[0] or str(row["url"])
+            name = str(row["url"]).rpartition("#")[0] if is_archive else str(row["url"])
             if name != place:
                 stack.close()
                 place, file = name, stack.enter_context(_open(resolve(name, store)))

@@ -1,7 +1,7 @@
 """The records of a shard: of a pair shard the members that are asked for, or of a text intake.
 
 Skipping the images of a tar costs a seek each, so that going over the captions of 10,000 pairs
-takes about a second instead of reading half a gigabyte.
+takes half a second instead of reading half a gigabyte.
 """
 
 import tarfile

@@ -93,7 +93,7 @@ def clean_caption(caption: str | None) -> tuple[str, tuple[str, ...]]:
     if caption is None or _ABSENT.fullmatch(caption.strip()):
         return "", ()
     text = normalise_caption(caption)
-    is_cut = len(text) >= MAX_CAPTION_CHARACTERS and len(caption) > MAX_CAPTION_CHARACTERS
+    is_cut = len(text) >= MAX_CAPTION_CHARACTERS - 1 and len(caption) > MAX_CAPTION_CHARACTERS
     return text, (CAPTION_CUT,) if is_cut else ()
 
 

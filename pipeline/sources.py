@@ -176,12 +176,13 @@ def _list(source: Source, location: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _find(fs: Any, path: str, kind: str) -> dict[str, dict[str, Any]]:
     if kind == "folder":
-        found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
-        hidden = [name for name in found if posixpath.basename(name).startswith(".")]
-        return {name: info for name, info in found.items() if name not in set(hidden)}
+        there: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+        return {n: info for n, info in there.items() if not posixpath.basename(n).startswith(".")}
     if any(character in path for character in "*?["):
         matches: dict[str, dict[str, Any]] = fs.glob(path, detail=True)
-        return {name: info for name, info in matches.items() if info["type"] != "directory"}
+        found = {name: info for name, info in matches.items() if info["type"] != "directory"}
+        if found or not fs.exists(path):
+            return found
     return {path: fs.info(path)}
 
 

@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from schemas.errors import ArtifactError, StorageError
-from schemas.fingerprint import digest, file_sha256, fingerprint
+from schemas.fingerprint import file_sha256, fingerprint
 from tokenizer.config import (
     DecisionConfig,
     EncoderConfig,
@@ -31,14 +31,13 @@ from tokenizer.config import (
     from_json,
     to_json,
 )
+from tokenizer.weights import Arrays, check_tensors, read_tensors, tensor_digest
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "card.json"
 ENCODER_FOLDER = "encoder"
 DECODER_PREFIX = "decoder."
 """Tensors that rebuild features and decide no words."""
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,17 +101,6 @@ class Artifact:
     config: ArtifactConfig
     tensors: dict[str, NDArray[Any]] = field(repr=False)
     card: dict[str, Any]
-
-
-def tensor_digest(name: str, array: NDArray[Any]) -> str:
-    """The digest of one weight: its name, dtype, shape and bytes."""
-    data = np.ascontiguousarray(array)
-    return digest(name, data.dtype.str, json.dumps(list(data.shape)), data.tobytes())
-
-
-def tensors_digest(tensors: Arrays) -> str:
-    """One digest over named weights, whatever their order."""
-    return digest(*(tensor_digest(name, tensors[name]) for name in sorted(tensors)))
 
 
 def read_fingerprint(url: str, *, verify: bool = True) -> str:
@@ -200,55 +188,6 @@ def read_artifact(folder: Path, *, url: str, shapes: Mapping[str, tuple[int, ...
     check_tensors(tensors, shapes=shapes, recorded=config.tensors, url=url)
     check_files(config, folder, url=url)
     return Artifact(config, tensors, read_card(folder, url=url))
-
-
-def read_tensors(path: Path, *, url: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        loaded: dict[str, NDArray[Any]] = load_file(path)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{url}: {path.name} is missing; copy the whole folder again"
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{url}: {path.name} cannot be read ({error}); copy it again"
-        ) from error
-    return loaded
-
-
-def check_tensors(
-    tensors: Arrays,
-    *,
-    shapes: Mapping[str, tuple[int, ...]],
-    recorded: Mapping[str, str],
-    url: str,
-) -> None:
-    """Compares weights with the model's shapes and their recorded digests, naming the first misfit.
-
-    Raises:
-        ArtifactError: a weight is missing, unexpected, misshapen, not finite or altered.
-    """
-    remedy = "restore the original folder or train again"
-    for name in sorted({*shapes} - {*tensors}):
-        raise ArtifactError(f"{url}: weight {name!r} is missing from {WEIGHTS}; {remedy}")
-    for name in sorted({*tensors} - {*shapes}):
-        raise ArtifactError(f"{url}: weight {name!r} in {WEIGHTS} is unexpected; {remedy}")
-    for name, array in tensors.items():
-        if array.shape != tuple(shapes[name]):
-            raise ArtifactError(
-                f"{url}: weight {name!r} has shape {array.shape}, expected "
-                f"{tuple(shapes[name])}; {remedy}"
-            )
-        if not np.isfinite(array).all():
-            raise ArtifactError(f"{url}: weight {name!r} holds NaN or infinity; {remedy}")
-        if recorded.get(name) != tensor_digest(name, array):
-            raise ArtifactError(
-                f"{url}: weight {name!r} was altered: its digest is not the recorded one; {remedy}"
-            )
 
 
 def read_card(folder: Path, *, url: str) -> dict[str, Any]:

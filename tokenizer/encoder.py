@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import ArtifactError
-from tokenizer.artifact import EncoderSpec, tensors_digest
+from tokenizer.artifact import EncoderSpec
 from tokenizer.config import EncoderConfig, PreprocessConfig
+from tokenizer.weights import tensors_digest
 
 BUILTIN, LOCAL, HUB, TIMM = "builtin:", "local-dir:", "hf-hub:", "timm:"
 RANDOM = "random"

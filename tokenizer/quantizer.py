@@ -60,10 +60,17 @@ class Quantizer(nn.Module):
         return embed
 
     @torch.no_grad()
-    def start(self, vectors: Tensor) -> None:
-        """Starts the codebook by k-means over (T, c) unit vectors."""
+    def start(self, vectors: Tensor, *, anew: bool = True) -> None:
+        """Fits the codebook to (T, c) unit vectors by k-means.
+
+        From random vectors, or from the codes there are (not `anew`): they then keep their numbers,
+        and only those that nothing is near to move away.
+        """
         centroids, counts = spherical_kmeans(
-            vectors, num_codes=self.codebook_size, num_iterations=self.config.kmeans_iterations
+            vectors,
+            num_codes=self.codebook_size,
+            num_iterations=self.config.kmeans_iterations,
+            start=None if anew else self.vectors,
         )
         self.resume(centroids, counts)
 
@@ -137,7 +144,7 @@ def _moving_averages(
 
 @torch.no_grad()
 def spherical_kmeans(
-    vectors: Tensor, *, num_codes: int, num_iterations: int
+    vectors: Tensor, *, num_codes: int, num_iterations: int, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cosine k-means, in chunks so that a million vectors against 16,384 codes fit in memory.
 
@@ -145,12 +152,13 @@ def spherical_kmeans(
         vectors: (T, c) unit vectors.
         num_codes: K.
         num_iterations: rounds of assigning and averaging.
+        start: (K, c) unit vectors to begin with; None draws them from `vectors`.
 
     Returns:
         (K, c) unit centroids and (K,) float counts. A centroid that nobody is nearest to moves to a
         random vector.
     """
-    centroids = _random_rows(vectors, num_codes)
+    centroids = _random_rows(vectors, num_codes) if start is None else start.clone()
     counts = torch.zeros(num_codes, device=vectors.device)
     for _ in range(max(1, num_iterations)):
         sums = torch.zeros_like(centroids)

@@ -44,6 +44,7 @@ class TokenDataset(IterableDataset[Batch]):
         if worker is None:
             return self._iterate_here()
         self._drawn_by_workers.fill_(1)
+        self._stream = self._stream.reopened()
         return self._iterate_steps(self._next_step + worker.id, worker.num_workers)
 
     def consumed(self, batch: Batch) -> None:

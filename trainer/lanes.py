@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.tokens import TokenShardHeader
 from trainer.assembly import DocumentForm, Stretch, assemble
 from trainer.inventory import Source
 from trainer.lru import LeastRecentlyUsed
@@ -55,8 +56,8 @@ class LaneSettings:
     sequence_length: int
     seed: int
     window_shards: int
-    text_itemsize: int
-    image_itemsize: int
+    header: TokenShardHeader
+    """What all shards agree on."""
 
 
 class LaneReader:
@@ -72,7 +73,7 @@ class LaneReader:
         self.settings = settings
         self._sources = sources
         self._num_tokens = num_tokens
-        self._shards = Shards(sources)
+        self._shards = Shards(sources, expected=settings.header)
         self._orders: LeastRecentlyUsed[tuple[int, int], EpochOrder] = LeastRecentlyUsed(
             max(_MAX_EPOCHS, 2 * len(sources))
         )
@@ -133,8 +134,8 @@ class LaneReader:
         ]
         return make_window(
             members,
-            text_itemsize=settings.text_itemsize,
-            image_itemsize=settings.image_itemsize,
+            text_itemsize=np.dtype(settings.header.text_dtype).itemsize,
+            image_itemsize=np.dtype(settings.header.image_dtype).itemsize,
             keys=(settings.seed, source, epoch, window),
             first_code=None if settings.places else settings.form.vocabulary.num_places,
             bos=settings.form.bos,

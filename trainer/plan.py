@@ -141,7 +141,15 @@ def _common_header(inventories: Sequence[Inventory]) -> TokenShardHeader:
                 f"{kind} tokenizers: encode them with one before mixing them"
             )
     chosen = next((item for item in inventories if item.image_tokenizer), inventories[0])
-    return Shards(chosen.sources).open(*chosen.header_shard).header
+    header = Shards(chosen.sources).open(*chosen.header_shard).header
+    named = (chosen.image_tokenizer or "", chosen.text_tokenizer)
+    if (header.image_tokenizer, header.text_tokenizer) != named:
+        raise FingerprintError(
+            f"a shard of {chosen.reference} names tokenizers {header.image_tokenizer[:16]!r} and "
+            f"{header.text_tokenizer[:16]!r}, the catalog {named[0][:16]!r} and {named[1][:16]!r}: "
+            "run `pixelese apply` to encode it again, or pin another version"
+        )
+    return header
 
 
 def _mix(

@@ -58,8 +58,12 @@ class Shard:
 class Shards:
     """The open shards of a stream's sources, least recently used first to close."""
 
-    def __init__(self, sources: tuple[Source, ...]) -> None:
+    def __init__(
+        self, sources: tuple[Source, ...], *, expected: TokenShardHeader | None = None
+    ) -> None:
+        """`expected` is the header that every shard must agree with; None accepts any."""
         self._sources = sources
+        self._expected = expected
         self._open: LeastRecentlyUsed[tuple[int, int], Shard] = LeastRecentlyUsed(MAX_OPEN_SHARDS)
         self._checked: set[tuple[int, int]] = set()
 
@@ -67,7 +71,8 @@ class Shards:
         """The shard with this number in its source's order by name.
 
         Raises:
-            CorruptShardError: bytes, digest, counts or format differ from the catalog's.
+            CorruptShardError: bytes, digest or counts differ from the catalog's, or the header
+                from the other shards'.
             FingerprintError: it is another shard than the catalog names.
             StorageError: it is missing.
         """
@@ -78,6 +83,8 @@ class Shards:
         path = self._local_path(of, shard, is_checked=(source, shard) in self._checked)
         opened = _map_shard(path, of.label(shard))
         check_fingerprint(opened.header, of.fingerprints[shard].as_py(), shard=of.label(shard))
+        if self._expected is not None:
+            _check_agreement(opened.header, self._expected, label=of.label(shard))
         _check_counts(opened, of, shard)
         self._checked.add((source, shard))
         return opened
@@ -108,6 +115,21 @@ def _check_bytes(path: Path, of: Source, shard: int) -> None:
             shard=of.label(shard),
         )
     check_digest(path, of.sha256[shard].as_py(), name=of.label(shard))
+
+
+def _check_agreement(header: TokenShardHeader, expected: TokenShardHeader, *, label: str) -> None:
+    """Every shard has the same texts; those with images, the same images."""
+    names = ["text_tokenizer", "num_text_ids"]
+    if header.image_tokenizer:
+        names += ["image_tokenizer", "codebook_size", "grid", "positions"]
+    for name in names:
+        found, other = getattr(header, name), getattr(expected, name)
+        if found != other:
+            raise CorruptShardError(
+                f"{label} has {name} {found}, other shards of this stream have {other}, though the "
+                "catalog names one tokenizer: encode this shard again, or pin another version",
+                shard=label,
+            )
 
 
 def _check_counts(opened: Shard, of: Source, shard: int) -> None:
@@ -157,7 +179,6 @@ def _record_batch(batch: pa.RecordBatch) -> RecordBatch:
 def _cells(lists: pa.ListArray) -> Cells:
     values = lists.values
     width = values.type.bit_width // 8
-    buffer = values.buffers()[1]
-    return Cells(
-        np.asarray(lists.offsets), buffer.slice(values.offset * width, len(values) * width)
-    )
+    buffer = values.buffers()[1] or pa.py_buffer(b"")
+    start = values.offset * width
+    return Cells(np.asarray(lists.offsets), buffer.slice(start, len(values) * width))

@@ -66,8 +66,7 @@ class TokenStream:
             sequence_length=config.sequence_length,
             seed=config.seed,
             window_shards=config.window_shards,
-            text_itemsize=np.dtype(plan.header.text_dtype).itemsize,
-            image_itemsize=np.dtype(plan.header.image_dtype).itemsize,
+            header=plan.header,
         )
         self._chunk_length = self._fitting_chunk() if chunk is None else chunk
         if self._chunk_length < 1:
@@ -143,6 +142,10 @@ class TokenStream:
         for name, summary in stream.describe().items():
             _log.info("opened source=%s %s", name, summary)
         return stream
+
+    def reopened(self) -> "TokenStream":
+        """The same stream with nothing open and no lock held, as a forked process needs it."""
+        return TokenStream(self.plan, chunk=self._chunk_length)
 
     def __getstate__(self) -> dict[str, Any]:
         """Other processes get the stream without what is open in it."""

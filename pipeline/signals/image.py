@@ -1,6 +1,6 @@
 """The image signal: sizes, digest and perceptual hash of the stored image.
 
-One decode a pair, about 2 ms for 384 pixels; nothing here depends on a model, so it is measured for
+One decode a pair, about 1 ms for 384 pixels; nothing here depends on a model, so it is measured for
 every corpus.
 """
 

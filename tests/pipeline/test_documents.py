@@ -61,6 +61,13 @@ def test_a_misspelt_field_is_an_error_and_not_a_file_of_bad_rows(tmp_path: Path)
         read(path)
 
 
+def test_an_array_in_place_of_lines_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps([{"text": "x"}, {"text": "y"}]))
+    with pytest.raises(SourceError, match=r"a\.jsonl holds no JSON object"):
+        read(path)
+
+
 @pytest.mark.parametrize("data", [b"", b" \n\t\n", b"\x00\x00"])
 def test_an_empty_file_is_a_bad_row(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.txt"
@@ -71,9 +78,9 @@ def test_an_empty_file_is_a_bad_row(tmp_path: Path, data: bytes) -> None:
 
 def test_broken_utf8_is_replaced_and_flagged(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes(b"caf\xe9 au lait")
+    path.write_bytes(b"na\xefve")
     (row,) = read(path)
-    assert row.caption == "caf\ufffd au lait"
+    assert row.caption == "na\ufffdve"
     assert list(row.flags) == ["broken_utf8"]
 
 

@@ -16,7 +16,7 @@ from schemas.fingerprint import bytes_sha256
 from schemas.ledger import State
 from tests.pipeline.web import Web, picture, serve
 
-FETCH = Fetch(timeout_seconds=1.0, retries=1, allow_private_addresses=True, num_threads=8)
+FETCH = Fetch(timeout_seconds=1.5, retries=1, allow_private_addresses=True, num_threads=8)
 
 
 @pytest.fixture(scope="module")

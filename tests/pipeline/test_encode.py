@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.encode
-from pipeline.encode import Repair, encode_shard, kept_keys, repair_class
+import pipeline.token_column
+from pipeline.encode import encode_shard, kept_keys
 from pipeline.lineage import Wanted, want_tokens
 from pipeline.pair_shard import Pair
 from pipeline.records import read_records
+from pipeline.repair import Repair, repair_class
 from pipeline.select import SELECTED_SCHEMA
 from pipeline.shard_table import write_table
 from pipeline.token_shard import read_token_shard, verify_token_shard, write_token_shard
@@ -243,7 +245,7 @@ def test_batches_leave_no_trace_and_bound_memory(
     store: Store, pairs: ShardRow, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     at_once = encode(store, pairs, set(KEYS))
-    monkeypatch.setattr(pipeline.encode, "RECORDS_PER_BATCH", batch)
+    monkeypatch.setattr(pipeline.token_column, "RECORDS_PER_BATCH", batch)
     image = PatchMeans()
     assert encode(store, pairs, set(KEYS), image=image).data == at_once.data
     assert max(image.calls) == batch

@@ -1,6 +1,7 @@
 """A pair shard: the ledger closes over every input row, and the tar is a function of what came."""
 
 import dataclasses
+import gzip
 import json
 import os
 import random
@@ -33,7 +34,7 @@ from tests.pipeline.web import Web, picture, serve
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 FETCH = Fetch(
-    timeout_seconds=1.0, retries=1, allow_private_addresses=True, max_bytes=200_000, num_threads=8
+    timeout_seconds=1.5, retries=1, allow_private_addresses=True, max_bytes=200_000, num_threads=8
 )
 Line = tuple[str | None, str | None]
 
@@ -301,8 +302,8 @@ def test_a_folder_is_fetched_like_a_tar(store: Store) -> None:
     folder = Path(store.url) / "images"
     folder.mkdir()
     for number in range(4):
-        (folder / f"{number}.x.png").write_bytes(picture(number, kind="PNG"))
-        (folder / f"{number}.x.txt").write_text(f"caption {number}")
+        (folder / f"{number}#.x.png").write_bytes(picture(number, kind="PNG"))
+        (folder / f"{number}#.x.txt").write_text(f"caption {number}")
     source = Source(name="f", folder="images")
     (intake,) = take(store, source)
     row = fetch(store, source, intake)
@@ -323,3 +324,38 @@ def test_real_photographs_keep_all_their_captions(store: Store) -> None:
     assert row.state_counts["ok"] == row.num_records
     assert row.num_rows == 255
     assert all(max(r["width"], r["height"]) <= 384 for r in ledger_of(store, row) if r["width"])
+
+
+def test_corpus_and_sources_may_lie_on_object_storage(s3: str, web: Web) -> None:
+    root = f"{s3}/fetch-{os.getpid()}"
+    store = Store(f"{root}/corpus")
+    outside = Store(f"{root}/input")
+    lines = [f"{url},caption {n}\n" for n, url in enumerate(web.add_pictures(4))]
+    outside.write("list.csv.gz", gzip.compress(("URL,TEXT\n" + "".join(lines)).encode()))
+    members = [("0.jpg", picture(20)), ("0.txt", b"in a tar")]
+    outside.write("a.tar", make_tar(members))
+    outside.write("images/b.jpg", picture(21))
+    outside.write("images/b.txt", b"in a folder")
+    for source, num_ok in (
+        (Source(name="urls", urls=f"{root}/input/*.csv.gz"), 4),
+        (Source(name="tars", tars=f"{root}/input/a.tar"), 1),
+        (Source(name="folder", folder=f"{root}/input/images"), 1),
+    ):
+        (intake,) = take(store, source)
+        row = fetch(store, source, intake)
+        assert row.state_counts == {"ok": num_ok}
+        assert len(list(read_pairs(store, row))) == num_ok
+        assert all(r["url"].startswith(("http://", root)) for r in ledger_of(store, row))
+
+
+def test_a_missing_bucket_is_told(s3: str) -> None:
+    with pytest.raises(SourceError, match=r"no-such-bucket/list\.csv"):
+        scan_source(Source(name="s", urls="s3://no-such-bucket/list.csv"), Store(s3))
+
+
+def test_texts_are_never_fetched(store: Store) -> None:
+    (Path(store.url) / "a.txt").write_text("words")
+    source = Source(name="books", text="a.txt")
+    (intake,) = take(store, source)
+    with pytest.raises(ValueError, match="nothing to fetch"):
+        fetch(store, source, intake)

@@ -135,6 +135,13 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, suffix: 
     assert str(path) in str(caught.value)
 
 
+def test_a_json_array_in_place_of_lines_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([{"link": "http://a/1", "alt": "one"}]))
+    with pytest.raises(SourceError, match=r"list\.json holds no JSON object"):
+        read(path)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv.gz", "jsonl.gz"])
 def test_a_damaged_file_is_named(tmp_path: Path, suffix: str) -> None:
     kind = suffix.partition(".")[0]

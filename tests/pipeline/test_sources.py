@@ -69,6 +69,12 @@ def test_a_folder_is_searched_deeply_and_hidden_files_are_left(
     assert [Path(file.url).name for file in files] == ["a.JPG", "a.txt"]
 
 
+def test_a_name_that_looks_like_a_glob_is_found(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "list[1].csv").write_text("URL,TEXT\n")
+    (file,) = scan_source(Source(name="s", urls="../list[1].csv"), store)
+    assert file.url.endswith("list[1].csv")
+
+
 def test_an_unknown_protocol_is_an_error(store: Store) -> None:
     with pytest.raises(SourceError, match="carrier-pigeon://x/y"):
         scan_source(Source(name="s", urls="carrier-pigeon://x/y"), store)

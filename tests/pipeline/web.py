@@ -55,8 +55,7 @@ def serve() -> Iterator[Web]:
         pass
 
     Handler.web = web
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     web.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -67,6 +66,11 @@ def serve() -> Iterator[Web]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # the usual 5 drop connections, which then cost a second each
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from schemas.errors import ArtifactError
-from tokenizer.config import EncoderConfig
+from tokenizer.config import EncoderConfig, TokenizerConfig
 from tokenizer.encoder import Encoder, encoder_folder
 
 ClipFolder = Callable[..., Path]
@@ -134,3 +134,9 @@ def test_name_without_weights_is_refused(model: str) -> None:
 def test_unknown_timm_model_is_named() -> None:
     with pytest.raises(ArtifactError, match="timm:no_such_model"):
         Encoder.load(EncoderConfig(model="timm:no_such_model", pretrained="random"))
+
+
+def test_the_tiny_presets_encoder_is_shipped() -> None:
+    encoder = Encoder.load(TokenizerConfig.preset("tiny").encoder)
+    assert (encoder.spec.grid, encoder.spec.width) == (8, 128)
+    assert encoder.preprocess.image_size == 64

@@ -39,6 +39,17 @@ def test_kmeans_with_fewer_vectors_than_codes() -> None:
     assert len(torch.unique(centroids, dim=0)) == 20
 
 
+def test_refitted_codes_keep_their_numbers_and_idle_ones_move() -> None:
+    torch.manual_seed(0)
+    centres, vectors = clusters(6, each=100)
+    quantizer = make(size=8, vectors_per_step=600)
+    idle = -normalize(centres.mean(dim=0, keepdim=True), dim=-1).expand(2, -1)
+    quantizer.resume(torch.cat([centres, idle]), torch.ones(8))
+    quantizer.start(vectors, anew=False)
+    assert (quantizer.vectors[:6] @ centres.t()).argmax(dim=1).tolist() == list(range(6))
+    assert (quantizer.vectors[6:] @ vectors.t()).max(dim=1).values.min() > 0.9
+
+
 @pytest.mark.parametrize("kind", ["ema", "simvq"])
 def test_gradients_pass_straight_through(kind: str) -> None:
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def sentences(tokenizer: DynamicTokenizer, images: list[bytes]) -> Ragged:
 
 
 @given(chosen=st.lists(st.integers(0, 95), max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_words_are_independent_of_neighbours(
     tokenizer: DynamicTokenizer, images: list[bytes], sentences: Ragged, chosen: list[int]
 ) -> None:
@@ -36,6 +36,30 @@ def test_words_are_independent_of_neighbours(
     assert len(found) == len(chosen)
     for row, index in enumerate(chosen):
         assert np.array_equal(found[row], sentences[index])
+
+
+def test_code_vectors_are_bit_equal_whatever_the_neighbours(
+    tokenizer: DynamicTokenizer, images: list[bytes]
+) -> None:
+    """Codes hide small differences; the numbers they are chosen by show all of them."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def remember(_: torch.nn.Module, inputs: tuple[torch.Tensor], codes: torch.Tensor) -> None:
+        seen.append((inputs[0], codes))
+
+    hook = tokenizer.model.codebook.register_forward_hook(remember)
+    vectors = []
+    try:
+        for neighbours in (images[1:8], images[40:47], []):
+            seen.clear()
+            tokenizer.encode_codes([images[0], *neighbours])
+            size = _bucket_rows(int(tokenizer.keep_masks(images[:1]).sum()), 64)
+            (batch,) = [inputs for inputs, _ in seen if inputs.shape[1] == size]
+            vectors.append(batch[0])  # the first of its bucket
+    finally:
+        hook.remove()
+    assert torch.equal(vectors[0], vectors[1])
+    assert torch.equal(vectors[0], vectors[2])
 
 
 def test_lengths_differ_and_several_buckets_are_used(

@@ -60,6 +60,5 @@ def test_a_label_is_the_next_token_of_its_document(batches: list[Batch]) -> None
 
 def test_tensors_can_be_written_to(batches: list[Batch]) -> None:
     ids = batches[0].input_ids.clone()
-    batches[0].input_ids += 1
-    batches[0].input_ids -= 1
-    assert torch.equal(batches[0].input_ids, ids)
+    batches[0].input_ids.add_(1)
+    assert torch.equal(batches[0].input_ids.sub_(1), ids)

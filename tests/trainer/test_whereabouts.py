@@ -1,5 +1,6 @@
 """From a row back to its records."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_image_first_is_what_the_row_shows(tmp_path: Path) -> None:
 def test_places_are_the_formulas(tmp_path: Path) -> None:
     shards = draw_corpus(SHAPES["pairs and texts"], 8)
     stream = TokenStream.open(
-        write_corpus(tmp_path, shards), **vars_of(StreamOptions(global_batch_size=2))
+        write_corpus(tmp_path, shards), **asdict(StreamOptions(global_batch_size=2))
     )
     reference = Reference(shards, Tokenizers(), 24, 2, 3, 2, 0.5, True, True)
     for step in (0, 1, 50, 10**8):
@@ -62,15 +63,6 @@ def test_places_are_the_formulas(tmp_path: Path) -> None:
             assert stream.locate(step, row) == (reference.names[k], epoch, sequence)
             lanes = {record.lane for record in stream.records_of(step, row)}
             assert len(lanes) == 1
-
-
-def vars_of(options: StreamOptions) -> dict[str, int]:
-    return {
-        "sequence_length": options.sequence_length,
-        "global_batch_size": options.global_batch_size,
-        "seed": options.seed,
-        "window_shards": options.window_shards,
-    }
 
 
 def test_a_row_that_is_not_there_is_refused(tmp_path: Path) -> None:

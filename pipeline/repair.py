@@ -1,0 +1,64 @@
+"""Repair classes: what it takes to bring a token shard up to date, from its catalog row alone."""
+
+import json
+from enum import StrEnum
+
+from pipeline.lineage import Wanted
+from schemas.catalog import ShardRow
+
+
+class Repair(StrEnum):
+    """How a token shard is brought up to date, from the cheapest."""
+
+    KEEP = "keep"
+    """Nothing to do."""
+    SUBSET = "subset"
+    """Records only leave: the file is rewritten without a tokenizer."""
+    RETEXT = "retext"
+    """Captions are tokenized again; no image is read."""
+    EXTEND = "extend"
+    """Records join: only their images are encoded."""
+    RECODE = "recode"
+    """Images are encoded again; no caption is read."""
+    ENCODE = "encode"
+    """Everything: there is nothing to take over."""
+
+
+def repair_class(
+    previous: ShardRow | None, wanted: Wanted, shard: ShardRow, *, num_joining: int
+) -> Repair:
+    """Names what it takes to make a token shard.
+
+    Args:
+        previous: the token shard that is there, or None.
+        wanted: the token shard that should be.
+        shard: the pair shard, or the text source's intake shard.
+        num_joining: records of the selection that `previous` does not hold.
+    """
+    if previous is not None and previous.fingerprint == wanted.fingerprint:
+        return Repair.KEEP
+    same_image, same_text = same_columns(previous, wanted, shard)
+    if not (same_image or same_text):
+        return Repair.ENCODE
+    if not same_image:
+        return Repair.RECODE
+    if num_joining:
+        return Repair.EXTEND
+    return Repair.SUBSET if same_text else Repair.RETEXT
+
+
+def same_columns(previous: ShardRow | None, wanted: Wanted, shard: ShardRow) -> tuple[bool, bool]:
+    """Whether the image and the text column of `previous` hold what is wanted, record by record.
+
+    They do where the stored bytes are the same (the very shard it was made from) and the column's
+    tokenizer is.
+    """
+    if previous is None or previous.inputs != shard.sha256:
+        return False, False
+    old, new = json.loads(previous.parts), json.loads(wanted.parts)
+    if old.get("format") != new["format"]:
+        return False, False
+    return (
+        old.get("image_tokenizer") == new["image_tokenizer"],
+        old.get("text_tokenizer") == new["text_tokenizer"],
+    )
