@@ -48,11 +48,11 @@ class StageProgress:
         """Counts finished units."""
         self.to(self.done + count, note=note)
 
-    def to(self, done: int, *, note: str = "") -> None:
-        """Sets the count of finished units."""
-        self.done = done
+    def to(self, done: int, *, total: int | None = None, note: str = "") -> None:
+        """Sets the count of finished units, and of all where that has turned out otherwise."""
+        self.done, self.total = done, self.total if total is None else total
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            self._bar.update(self._task, completed=done, total=self.total, note=note)
         elif time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
             console.print(f"{self._line()}{f', {note}' if note else ''}", highlight=False)

@@ -22,6 +22,9 @@ from trainer.metrics import METRICS_FILE
 from trainer.run import RunOptions
 
 FOLLOW_SECONDS = 1.0
+RESULT_FILE = "result.json"
+"""How the run ended, in its output folder: Ray Train hands back what comes with a checkpoint only,
+and ours are written by the loop itself."""
 MAX_FAILURES = 3
 """Times that all ranks are started again after a worker died."""
 
@@ -69,10 +72,10 @@ def train_on_ray(options: RunOptions, ranks: Ranks) -> dict[str, Any]:
         )
         with _progress(options):
             try:
-                result = trainer.fit()
+                trainer.fit()
             except Exception as error:
                 raise _cause(error) from error
-    return dict((result.metrics or {})["result"])
+    return dict(json.loads(Store(options.output).read(RESULT_FILE)))
 
 
 def _check_output(options: RunOptions) -> None:
@@ -97,7 +100,8 @@ def _rank_main(config: dict[str, Any]) -> None:
     result = run_training(
         config["options"], rank=context.get_world_rank(), world_size=context.get_world_size()
     )
-    ray.train.report({"result": result})
+    if context.get_world_rank() == 0:
+        Store(config["options"].output).write(RESULT_FILE, json.dumps(result).encode())
 
 
 def _cause(error: BaseException) -> PixeleseError:

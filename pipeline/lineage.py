@@ -1,7 +1,8 @@
 """What decides an output: the parts of every kind's fingerprint, in one place.
 
 `plan` computes them from the catalog to see what is stale; the stages stamp them on what they
-write. Both call the functions here, so that a shard is current exactly when its bytes would not change.
+write. Both call the functions here, so that a shard is current exactly when its bytes would not
+change.
 """
 
 from collections.abc import Mapping, Sequence

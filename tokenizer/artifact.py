@@ -294,6 +294,8 @@ def _write_folder(
     for name, value in ((CARD, dict(card)), (CONFIG, to_json(config))):
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")
+    # safetensors writes for its owner alone; an artifact is as readable as any other file here.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     return config
 
 

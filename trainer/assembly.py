@@ -1,13 +1,14 @@
 """Documents as tokens: specials, image sentences and texts put together, any stretch of a window.
 
-Text and image words are copied out of the mapped shards into one pool, and one `take` with an
-interleave index copies them on in the order of the documents: every token is moved twice, and no
-loop in Python sees a record or a token.
+Special tokens, texts and image words are copied out of the mapped shards into one pool, and one
+`take` with an interleave index copies them on in the order of the documents: every token is moved
+twice, and no loop in Python sees a record or a token.
 
 n documents of a stretch; five cells make a document.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.vocabulary import Vocabulary
-from trainer.gather import cell_bytes, gather
+from trainer.gather import Wanted, cell_values, gather, inline_views
 from trainer.order import image_first
-from trainer.windows import Window, WindowColumn
+from trainer.windows import Window
 
 # Pool cells that hold special tokens; texts follow, then image sentences.
 _OPENING, _OPENING_IMAGE, _IMAGE_START, _IMAGE_END, _CLOSING, _CLOSING_IMAGE, _NONE = range(7)
@@ -33,7 +34,7 @@ _SPECIAL_ORDER = np.array(
 """Pool cells of the three kinds of documents; 0 where texts and images go."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class DocumentForm:
     """What a document is made of."""
 
@@ -54,6 +55,11 @@ class DocumentForm:
         image, end = [words.image_start], [words.image_end]
         return [start, [*start, *image], image, end, [words.eos], [*end, words.eos], []]
 
+    @cached_property
+    def special_views(self) -> NDArray[np.void]:
+        """The same as views."""
+        return inline_views([np.array(cell, self.dtype).tobytes() for cell in self.special_cells()])
+
 
 class Stretch(NamedTuple):
     """Some consecutive tokens of a virtual stream."""
@@ -67,10 +73,14 @@ class Stretch(NamedTuple):
 class Documents(NamedTuple):
     """Some consecutive documents of a window."""
 
-    records: NDArray[np.int64]
-    """(n,) place in the window before it is permuted."""
-    batches: NDArray[np.int64]
+    batches: NDArray[np.unsignedinteger]
     """(n,) record batch of each."""
+    text_begins: NDArray[np.int64]
+    text_lengths: NDArray[np.int64]
+    """(n,) where each text lies in its batch; a copy, that may be cut."""
+    image_begins: NDArray[np.int32]
+    image_lengths: NDArray[np.int32]
+    """(n,) where each image sentence does, place words included."""
     image_first: NDArray[np.bool_]
     """(n,) whether the image comes first; False for text alone."""
     has_image: NDArray[np.bool_]
@@ -78,118 +88,105 @@ class Documents(NamedTuple):
 
 
 def find_documents(window: Window, first: int, last: int, *, share: float) -> Documents:
-    """The documents `first` up to, not including, `last`, in the order in which they are read."""
-    records = window.order[first:last].astype(np.int64)
-    batches = window.batch_numbers[records].astype(np.int64)
-    cells = records + batches
-    has_image = window.image.offsets[cells + 1] > window.image.offsets[cells]
-    drawn = image_first(records, window.directions_key, share)
-    return Documents(records, batches, drawn & has_image, has_image)
+    """The documents `first` up to, not including, `last`; `share` of the pairs image-first."""
+    these = slice(first, last)
+    has_image = window.image.lengths[these] > 0
+    return Documents(
+        batches=window.batch_numbers[these],
+        text_begins=window.text.begins[these].astype(np.int64),
+        text_lengths=window.text.lengths[these].astype(np.int64),
+        image_begins=window.image.begins[these],
+        image_lengths=window.image.lengths[these],
+        image_first=has_image & image_first(window.order[these], window.directions_key, share),
+        has_image=has_image,
+    )
 
 
 def assemble(window: Window, start: int, stop: int, *, form: DocumentForm) -> Stretch:
     """The tokens `start` up to, not including, `stop` of a window; 0 <= start < stop <= its end."""
-    starts = window.starts
-    kind = starts.dtype.type
-    first = int(np.searchsorted(starts, kind(start), side="right")) - 1
-    last = int(np.searchsorted(starts, kind(stop), side="left"))
+    kind = window.starts.dtype.type
+    first = int(np.searchsorted(window.starts, kind(start), side="right")) - 1
+    last = int(np.searchsorted(window.starts, kind(stop), side="left"))
+    starts = window.starts[first : last + 1]
     documents = find_documents(window, first, last, share=form.image_first)
-    begin, lengths = _text_cells(window, documents)
-    dropped = _trim_texts(begin, lengths, documents, (start, stop), starts[first : last + 1], form)
-    texts = gather(window.text, documents.batches, begin, lengths)
-    images, image_lengths = _images(window, documents, form)
-    ids = _interleave(documents, texts, lengths, images, image_lengths, form)
-    skip = start - int(starts[first]) - dropped
-    document_starts = starts[first:last].astype(np.int64) - start
+    dropped = _trim_texts(documents, starts, (start, stop), bos=form.bos)
+    pool = _pool(window, documents, slice(first, last), form)
+    ids = cell_values(pool.take(pa.array(_cell_order(documents).ravel())), form.dtype)
+    skip = start - int(starts[0]) - dropped
+    document_starts = starts[:-1].astype(np.int64) - start
     return Stretch(ids[skip : skip + stop - start], document_starts[document_starts >= 0])
 
 
-def _cell_ranges(
-    column: WindowColumn, documents: Documents
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(n,) first value and (n,) values of each document's cell."""
-    cells = documents.records + documents.batches  # each batch has one offset more than records
-    begin = column.offsets[cells].astype(np.int64)
-    return begin, column.offsets[cells + 1] - begin
-
-
-def _text_cells(
-    window: Window, documents: Documents
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return _cell_ranges(window.text, documents)
-
-
 def _trim_texts(
-    begin: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    documents: Documents,
-    wanted: tuple[int, int],
-    starts: NDArray[np.integer],
-    form: DocumentForm,
+    documents: Documents, starts: NDArray[np.integer], wanted: tuple[int, int], *, bos: bool
 ) -> int:
     """Cuts the first and the last text down to what is wanted, in place.
 
     A book may span hundreds of sequences: without this, each of them would copy all of it.
 
+    Args:
+        documents: some documents.
+        starts: (n + 1,) where they begin in the window, and the last one's end.
+        wanted: the first and one past the last token that is wanted.
+        bos: whether a document begins with [BOS].
+
     Returns:
         Tokens dropped from the front of the first text.
     """
-    places = [_text_place(documents, index, starts, lengths, form) for index in (0, -1)]
-    after = max(0, min(int(lengths[-1]), places[1] + int(lengths[-1]) - wanted[1]))
-    lengths[-1] -= after
-    before = max(0, min(int(lengths[0]), wanted[0] - places[0]))
-    begin[0] += before
-    lengths[0] -= before
-    return before
+    begins, lengths = documents.text_begins, documents.text_lengths
+    first, last = (_text_place(documents, starts, index, bos=bos) for index in (0, -1))
+    lengths[-1] -= max(0, min(int(lengths[-1]), last + int(lengths[-1]) - wanted[1]))
+    dropped = max(0, min(int(lengths[0]), wanted[0] - first))
+    begins[0] += dropped
+    lengths[0] -= dropped
+    return dropped
 
 
-def _text_place(
-    documents: Documents,
-    index: int,
-    starts: NDArray[np.integer],
-    lengths: NDArray[np.int64],
-    form: DocumentForm,
-) -> int:
+def _text_place(documents: Documents, starts: NDArray[np.integer], index: int, *, bos: bool) -> int:
     """Where the text of the first (0) or last (-1) document begins in the window."""
     if documents.image_first[index]:  # text and [EOS] are the end
-        return int(starts[1:][index]) - 1 - int(lengths[index])
-    return int(starts[:-1][index]) + int(form.bos)
+        return int(starts[1:][index]) - 1 - int(documents.text_lengths[index])
+    return int(starts[:-1][index]) + int(bos)
 
 
-def _images(
-    window: Window, documents: Documents, form: DocumentForm
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Raw image words and (n,) how many each document has."""
-    begin, lengths = _cell_ranges(window.image, documents)
-    words = gather(window.image, documents.batches, begin, lengths)
-    if window.num_codes is None:
-        return words, lengths
-    codes = words[words >= form.vocabulary.num_places]
-    return codes, window.num_codes[documents.records].astype(np.int64)
+def _pool(window: Window, documents: Documents, these: slice, form: DocumentForm) -> pa.Array:
+    """The cells that documents are made of: specials, n texts and n image sentences, joint ids."""
+    texts = Wanted(window.text, documents.batches, documents.text_begins, documents.text_lengths)
+    images = Wanted(
+        window.image, documents.batches, documents.image_begins, documents.image_lengths
+    )
+    width = form.dtype.itemsize
+    if window.num_codes is None and {window.text.itemsize, window.image.itemsize} == {width}:
+        pool = gather([texts, images], before=form.special_views)
+        num_images = int(documents.image_lengths.sum())
+        words = cell_values(pool, form.dtype)
+        words[len(words) - num_images :] += form.dtype.type(form.vocabulary.image_offset)
+        return pool
+    return _converted_pool(
+        texts, images, None if window.num_codes is None else window.num_codes[these], form
+    )
 
 
-def _interleave(
-    documents: Documents,
-    texts: NDArray[Any],
-    text_lengths: NDArray[np.int64],
-    images: NDArray[Any],
-    image_lengths: NDArray[np.int64],
-    form: DocumentForm,
-) -> NDArray[Any]:
+def _converted_pool(
+    texts: Wanted, images: Wanted, num_codes: NDArray[np.int32] | None, form: DocumentForm
+) -> pa.Array:
+    """The same where ids are wider than what is stored, or place words are left out."""
     specials = form.special_cells()
-    flat = [word for cell in specials for word in cell]
-    lengths = np.concatenate([[len(cell) for cell in specials], text_lengths, image_lengths])
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths * form.dtype.itemsize, out=offsets[1:])
-    pool = np.empty(len(flat) + len(texts) + len(images), form.dtype)
-    pool[: len(flat)] = flat
-    pool[len(flat) : len(flat) + len(texts)] = texts
-    offset = form.dtype.type(form.vocabulary.image_offset)
-    raw = images.astype(form.dtype, copy=False)
-    np.add(raw, offset, out=pool[len(flat) + len(texts) :])
+    words = cell_values(gather([images]), f"<u{images.column.itemsize}")
+    lengths = images.lengths
+    if num_codes is not None:
+        words, lengths = words[words >= form.vocabulary.num_places], num_codes
+    sizes = np.concatenate([[len(cell) for cell in specials], texts.lengths, lengths])
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes * form.dtype.itemsize, out=offsets[1:])
+    parts = [
+        np.array([word for cell in specials for word in cell]),
+        cell_values(gather([texts]), f"<u{texts.column.itemsize}"),
+        words.astype(form.dtype) + form.dtype.type(form.vocabulary.image_offset),
+    ]
+    pool = np.concatenate([part.astype(form.dtype, copy=False) for part in parts])
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(pool)]
-    cells = pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers, null_count=0)
-    return cell_bytes(cells.take(pa.array(_cell_order(documents).ravel())), form.dtype)
+    return pa.Array.from_buffers(pa.large_binary(), len(sizes), buffers, null_count=0)
 
 
 def _cell_order(documents: Documents) -> NDArray[np.int32]:
@@ -198,7 +195,7 @@ def _cell_order(documents: Documents) -> NDArray[np.int32]:
     image first [BOS][IMG], image, [/IMG], text, [EOS]; text first [BOS], text, [IMG], image,
     [/IMG][EOS]; text alone [BOS], text, nothing, an image of no words, [EOS].
     """
-    num = len(documents.records)
+    num = len(documents.batches)
     order = _SPECIAL_ORDER[documents.has_image.astype(np.int64) + documents.image_first]
     texts = np.arange(_NUM_SPECIAL_CELLS, _NUM_SPECIAL_CELLS + num)
     swap = documents.image_first * num

@@ -7,7 +7,8 @@ memory where they do not. Index arrays of numpy cost more to build than this who
 n cells, b buffers.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,72 +19,90 @@ from trainer.windows import INLINE_BYTES, WindowColumn
 _VIEW = np.dtype([("num_bytes", "<i4"), ("prefix", "<i4"), ("buffer", "<i4"), ("offset", "<i4")])
 
 
-def gather(
-    column: WindowColumn,
-    batches: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-) -> NDArray[Any]:
-    """The values of some cells, one after the other.
+class Wanted(NamedTuple):
+    """Some cells of a column."""
 
-    Args:
-        column: where they lie.
-        batches: (n,) each cell's buffer.
-        starts: (n,) each cell's first value in its buffer.
-        lengths: (n,) values in each cell.
-
-    Returns:
-        (sum of lengths,) uint16 or uint32, read-only.
-    """
-    views = _views(column, batches, starts, lengths)
-    short = np.flatnonzero((lengths > 0) & (lengths * column.itemsize <= INLINE_BYTES))
-    if len(short):
-        # A view of up to 12 bytes holds its cell in itself, in place of buffer and offset.
-        cells = _short_cells(column, batches[short], starts[short])
-        views.view(np.uint8).reshape(-1, _VIEW.itemsize)[short, -INLINE_BYTES:] = cells
-    return _copy(column, views)
+    column: WindowColumn
+    batches: NDArray[np.integer]
+    """(n,) each cell's buffer."""
+    begins: NDArray[np.integer]
+    """(n,) each cell's first value in its buffer."""
+    lengths: NDArray[np.integer]
+    """(n,) values in each cell."""
 
 
-def _views(
-    column: WindowColumn,
-    batches: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-) -> NDArray[np.void]:
-    # The prefix serves comparisons; copying does not read it.
-    views = np.zeros(len(starts), _VIEW)
-    views["num_bytes"] = lengths * column.itemsize
-    views["buffer"] = batches
-    views["offset"] = starts * column.itemsize
+def inline_views(cells: Sequence[bytes]) -> NDArray[np.void]:
+    """Views of cells of up to 12 bytes, which are in the views themselves."""
+    views = np.zeros(len(cells), _VIEW)
+    views["num_bytes"] = [len(cell) for cell in cells]
+    held = [cell.ljust(INLINE_BYTES, b"\0") for cell in cells]
+    _held_bytes(views)[:] = np.frombuffer(b"".join(held), np.uint8).reshape(-1, INLINE_BYTES)
     return views
 
 
+def gather(wanted: Sequence[Wanted], *, before: NDArray[np.void] | None = None) -> pa.Array:
+    """Cells as a large binary array: those in the views `before`, then all that are wanted."""
+    views = [] if before is None else [before]
+    buffers: list[pa.Buffer] = []
+    for cells in wanted:
+        views.append(_views(cells, len(buffers)))
+        buffers += cells.column.buffers
+    return _copy(np.concatenate(views), buffers)
+
+
+def cell_values(cells: pa.Array, dtype: Any) -> NDArray[Any]:
+    """The bytes of all cells of a large binary array, one after the other, as `dtype`, not copied.
+
+    May be written to where the array was just made and nobody else has it.
+    """
+    _, offsets, data = cells.buffers()
+    if data is None:
+        return np.zeros(0, dtype)
+    dtype = np.dtype(dtype)
+    num_bytes = int(np.frombuffer(offsets, np.int64)[len(cells)])
+    values: NDArray[Any] = np.frombuffer(data, dtype, count=num_bytes // dtype.itemsize)
+    return values
+
+
+def _views(wanted: Wanted, first_buffer: int) -> NDArray[np.void]:
+    column, batches, begins, lengths = wanted
+    views = _long_views(wanted, first_buffer)
+    short = np.flatnonzero((lengths > 0) & (lengths <= INLINE_BYTES // column.itemsize))
+    if len(short):
+        cells = _short_cells(column, batches[short], begins[short])
+        _held_bytes(views)[short] = cells
+    return views
+
+
+def _long_views(wanted: Wanted, first_buffer: int) -> NDArray[np.void]:
+    # The prefix serves comparisons; copying does not read it.
+    views = np.zeros(len(wanted.begins), _VIEW)
+    views["num_bytes"] = wanted.lengths * wanted.column.itemsize
+    views["buffer"] = wanted.batches + np.int64(first_buffer)
+    views["offset"] = wanted.begins * wanted.column.itemsize
+    return views
+
+
+def _held_bytes(views: NDArray[np.void]) -> NDArray[np.uint8]:
+    """(n, 12) what a view of a short cell holds in place of prefix, buffer and offset."""
+    return views.view(np.uint8).reshape(-1, _VIEW.itemsize)[:, -INLINE_BYTES:]
+
+
 def _short_cells(
-    column: WindowColumn, batches: NDArray[np.int64], starts: NDArray[np.int64]
+    column: WindowColumn, batches: NDArray[np.integer], begins: NDArray[np.integer]
 ) -> NDArray[np.uint8]:
-    """(n, 12) the bytes from each start on, read as cells too long to be held in their views."""
+    """(n, 12) the bytes from each begin on, read as cells too long to be held in their views."""
     most = INLINE_BYTES // column.itemsize
-    earlier = np.minimum(starts, column.sizes[batches] - most - 1)
-    views = _views(column, batches, earlier, np.full(len(starts), most + 1))
-    cells = _copy(column, views).reshape(-1, most + 1)
+    earlier = np.minimum(begins, column.sizes[batches] - most - 1)
+    longer = Wanted(column, batches, earlier, np.full(len(begins), most + 1))
+    copied = _copy(_long_views(longer, 0), column.buffers)
+    cells = cell_values(copied, f"<u{column.itemsize}").reshape(-1, most + 1)
     # Where the buffer ends with the cell, what is beyond its length does not matter.
-    places = np.minimum((starts - earlier)[:, None] + np.arange(most), most)
+    places = np.minimum((begins - earlier)[:, None] + np.arange(most), most)
     return np.take_along_axis(cells, places, axis=1).view(np.uint8)
 
 
-def _copy(column: WindowColumn, views: NDArray[np.void]) -> NDArray[Any]:
-    buffers = [None, pa.py_buffer(views), *column.buffers]
-    cells = pa.Array.from_buffers(pa.binary_view(), len(views), buffers, null_count=0)
-    return cell_bytes(cells.cast(pa.large_binary()), f"<u{column.itemsize}")
-
-
-def cell_bytes(cells: pa.Array, dtype: Any) -> NDArray[Any]:
-    """The bytes of a fresh (large) binary array, as one read-only array of `dtype`."""
-    buffers = cells.buffers()
-    if buffers[2] is None:
-        return np.zeros(0, dtype)
-    is_large = pa.types.is_large_binary(cells.type)
-    end = int(np.frombuffer(buffers[1], np.int64 if is_large else np.int32)[len(cells)])
-    dtype = np.dtype(dtype)
-    values: NDArray[Any] = np.frombuffer(buffers[2], dtype, count=end // dtype.itemsize)
-    return values
+def _copy(views: NDArray[np.void], buffers: Sequence[pa.Buffer]) -> pa.Array:
+    parts = [None, pa.py_buffer(views), *buffers]
+    cells = pa.Array.from_buffers(pa.binary_view(), len(views), parts, null_count=0)
+    return cells.cast(pa.large_binary())

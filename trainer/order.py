@@ -1,7 +1,7 @@
 """The order of everything, as arithmetic: a counter-based generator and the permutations from it.
 
 No library generator is used, because their streams change between releases: the same seed must give
-the same batches in years to come. A permutation costs one argsort (2 ms for 160,000 records).
+the same batches in years to come. A permutation costs one sort (1.5 ms for 160,000 records).
 """
 
 import numpy as np
@@ -50,9 +50,19 @@ def _draw(counters: NDArray[np.uint64], of_key: int) -> NDArray[np.uint64]:
 def permutation(num_items: int, of_key: int) -> NDArray[np.intp]:
     """A permutation of 0..num_items-1, decided by the key alone."""
     drawn = _draw(np.arange(1, num_items + 1, dtype=np.uint64), of_key)
-    # `mix` is a bijection and GAMMA odd, so no two draws are equal: every sort is a stable one, and
-    # the default one is eight times as fast.
-    return np.argsort(drawn)
+    # Sorting numbers is three times as fast as sorting their places. So the places are put into the
+    # lowest bits; that decides only between draws whose other bits are equal, which is rare (one
+    # permutation of 160,000 in 5,000) and seen.
+    bits = np.uint64(max(1, (num_items - 1).bit_length()))
+    packed = drawn >> bits << bits
+    packed |= np.arange(num_items, dtype=np.uint64)
+    packed.sort()
+    high = packed >> bits
+    if np.any(high[1:] == high[:-1]):
+        # No two draws are equal, `mix` being a bijection and GAMMA odd: every sort is a stable one.
+        return np.argsort(drawn)
+    packed &= (np.uint64(1) << bits) - np.uint64(1)
+    return packed.astype(np.intp)
 
 
 def image_first(places: NDArray[np.integer], of_key: int, share: float) -> NDArray[np.bool_]:

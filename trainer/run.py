@@ -161,7 +161,9 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field[Any], kin
             flag, action=argparse.BooleanOptionalAction, default=item.default, help=help_text
         )
         return
-    convert = {int: int, float: float}.get(kind, _weights_argument if item.name == "weights" else str)
+    convert = {int: int, float: float}.get(
+        kind, _weights_argument if item.name == "weights" else str
+    )
     parser.add_argument(flag, type=convert, default=item.default, help=help_text)
 
 

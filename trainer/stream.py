@@ -3,7 +3,7 @@
 What other loaders keep as state (open shards, shuffle buffers, positions of workers) is computed,
 so a checkpoint stores a step number and any step can be asked for, on any number of ranks. What it
 costs: every row of the global batch is a lane with a place of its own in the corpus, whose window's
-index (24 bytes a record) and next sequences are held in memory.
+index (26 bytes a record) and next sequences are held in memory.
 
 B rows of the global batch, W ranks, L tokens a row.
 """

@@ -63,7 +63,7 @@ def _records_in_window(
     limits = index.starts[first : last + 1].astype(np.int64) + (origin - wanted[0])
     for place in range(last - first):
         batch = int(documents.batches[place])
-        record = int(documents.records[place] - index.batch_starts[batch])
+        record = int(index.order[first + place] - index.batch_starts[batch])
         yield RecordPlace(
             source=source.name,
             shard=source.shards[index.batch_shards[batch]].as_py(),

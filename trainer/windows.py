@@ -1,6 +1,6 @@
 """Windows: the shards that are shuffled together, and where each of their documents begins.
 
-A window's index is made when a lane enters it and costs 24 bytes a record of anonymous memory (4 MB
+A window's index is made when a lane enters it and costs 26 bytes a record of anonymous memory (4 MB
 for 16 shards of 10,000 records) and about 5 ms; the words themselves stay in the mapped files.
 
 n records of a window, S shards of a source, b record batches.
@@ -53,10 +53,12 @@ class EpochOrder:
 
 @dataclass(frozen=True, slots=True)
 class WindowColumn:
-    """A list column over a window's record batches."""
+    """A list column of a window: cell by cell in the order in which they are read."""
 
-    offsets: NDArray[np.int32]
-    """(n + b,) each batch's offsets, one batch after the other, in values."""
+    begins: NDArray[np.int32]
+    """(n,) each cell's first value in its batch's buffer."""
+    lengths: NDArray[np.int32]
+    """(n,) values in each cell."""
     buffers: tuple[pa.Buffer, ...]
     """(b,) each batch's values, none shorter than a view needs."""
     sizes: NDArray[np.int64]
@@ -64,31 +66,43 @@ class WindowColumn:
     itemsize: int
 
     @classmethod
-    def of(cls, cells: Sequence[Cells], itemsize: int) -> "WindowColumn":
+    def of(
+        cls, cells: Sequence[Cells], order: NDArray[np.integer], itemsize: int
+    ) -> "WindowColumn":
+        """The cells of some batches, permuted."""
         buffers = tuple(_at_least(cell.values, INLINE_BYTES + itemsize) for cell in cells)
-        sizes = np.array([buffer.size // itemsize for buffer in buffers], np.int64)
-        return cls(np.concatenate([cell.offsets for cell in cells]), buffers, sizes, itemsize)
+        return cls(
+            np.concatenate([cell.offsets[:-1] for cell in cells])[order],
+            np.concatenate([cell.lengths for cell in cells])[order],
+            buffers,
+            np.array([buffer.size // itemsize for buffer in buffers], np.int64),
+            itemsize,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The documents of a window in the order in which they are read."""
+    """The documents of a window in the order in which they are read.
+
+    Everything is permuted once, here: a lane then reads slices, where it would miss the cache with
+    every record.
+    """
 
     batches: tuple[RecordBatch, ...]
     batch_shards: tuple[int, ...]
     """(b,) the shard number of each batch."""
     batch_starts: NDArray[np.int64]
     """(b + 1,) the first record of each batch, before permuting."""
-    batch_numbers: NDArray[np.int32]
-    """(n,) the batch of each record, before permuting."""
+    order: NDArray[np.int32]
+    """(n,) each document's place before permuting."""
+    batch_numbers: NDArray[np.unsignedinteger]
+    """(n,) its batch."""
     text: WindowColumn
     image: WindowColumn
     num_codes: NDArray[np.int32] | None
-    """(n,) code words of each record, before permuting; None where place words are kept."""
-    order: NDArray[np.int32]
-    """(n,) records in the order in which they are read."""
+    """(n,) its code words; None where place words are kept."""
     starts: NDArray[np.integer]
-    """(n + 1,) where each document begins, in that order, and the window's end; in tokens."""
+    """(n + 1,) where it begins, in tokens, and the window's end."""
     directions_key: int
     """Decides which documents are image-first."""
 
@@ -114,29 +128,27 @@ def make_window(
     """
     batches = tuple(batch for _, held in members for batch in held)
     sizes = [len(batch) for batch in batches]
-    num_codes = None
-    images = np.concatenate([batch.image.lengths for batch in batches])
-    lengths = np.concatenate([batch.text.lengths for batch in batches])
-    lengths += 2 * (images > 0) + (2 if bos else 1)
-    if first_code is None:
-        lengths += images
-    else:
-        num_codes = np.concatenate(
-            [_count_codes(b.image, image_itemsize, first_code) for b in batches]
-        )
-        lengths += num_codes
     seed, source, epoch, window = keys
-    order = permutation(len(lengths), key(seed, source, epoch, RECORDS, window)).astype(np.int32)
+    order = permutation(sum(sizes), key(seed, source, epoch, RECORDS, window)).astype(np.int32)
+    text = WindowColumn.of([batch.text for batch in batches], order, text_itemsize)
+    image = WindowColumn.of([batch.image for batch in batches], order, image_itemsize)
+    num_codes = None
+    if first_code is not None:
+        counts = [_count_codes(batch.image, image_itemsize, first_code) for batch in batches]
+        num_codes = np.concatenate(counts)[order]
+    lengths = text.lengths + (image.lengths if num_codes is None else num_codes)
+    lengths += 2 * (image.lengths > 0) + (2 if bos else 1)
+    batch_kind = np.min_scalar_type(len(batches))
     return Window(
         batches=batches,
         batch_shards=tuple(shard for shard, held in members for _ in held),
         batch_starts=np.concatenate([[0], np.cumsum(sizes)]),
-        batch_numbers=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        text=WindowColumn.of([batch.text for batch in batches], text_itemsize),
-        image=WindowColumn.of([batch.image for batch in batches], image_itemsize),
-        num_codes=num_codes,
         order=order,
-        starts=_cumulative(lengths[order]),
+        batch_numbers=np.repeat(np.arange(len(sizes), dtype=batch_kind), sizes)[order],
+        text=text,
+        image=image,
+        num_codes=num_codes,
+        starts=_cumulative(lengths),
         directions_key=key(seed, source, epoch, DIRECTIONS, window),
     )
 

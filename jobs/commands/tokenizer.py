@@ -60,7 +60,9 @@ def train(
             train=recipe,
             output=str(output),
             start=start,
-            progress=lambda step, total, metrics: progress.to(step, note=_note(metrics)),
+            progress=lambda step, total, metrics: progress.to(
+                step, total=total, note=_note(metrics)
+            ),
             card={"data": corpus, "num_images": len(data)},
         )
     print(f"wrote {output}: fingerprint {card['fingerprint'][:16]}, {len(data):,} images")

@@ -194,9 +194,8 @@ def test_until_pairs_publishes_what_cannot_be_trained_on(corpus: SmallCorpus) ->
     assert set(report.made) == {"intake", "fetch"}
     version = Catalog(Store(corpus.root)).read()
     assert not version.complete
-    from trainer.stream import TokenStream
-
     from schemas.errors import PixeleseError
+    from trainer.stream import TokenStream
 
     with pytest.raises(PixeleseError, match="v1"):
         TokenStream.open(str(corpus.root), sequence_length=32, global_batch_size=2)

@@ -190,6 +190,11 @@ def test_another_encoder_is_refused(
         load_model(os.fspath(copied))
 
 
+def test_weights_are_as_readable_as_the_config(artifact: str) -> None:
+    modes = {Path(artifact, name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
 def test_missing_folder_is_said(tmp_path: Path) -> None:
     for read in (read_fingerprint, load_model):
         with pytest.raises(ArtifactError, match="no such tokenizer folder"):

@@ -55,11 +55,17 @@ def test_code_vectors_are_bit_equal_whatever_the_neighbours(
             tokenizer.encode_codes([images[0], *neighbours])
             size = _bucket_rows(int(tokenizer.keep_masks(images[:1]).sum()), 64)
             (batch,) = [inputs for inputs, _ in seen if inputs.shape[1] == size]
+            assert len(batch) == 8  # always full: elsewhere a product may depend on its rows
             vectors.append(batch[0])  # the first of its bucket
     finally:
         hook.remove()
     assert torch.equal(vectors[0], vectors[1])
     assert torch.equal(vectors[0], vectors[2])
+
+
+def test_the_encoder_sees_one_shape_only(tokenizer: DynamicTokenizer, images: list[bytes]) -> None:
+    shapes = {features.shape for _, features in tokenizer.features(images[:19])}
+    assert shapes == {(8, 64, 64)}
 
 
 def test_lengths_differ_and_several_buckets_are_used(

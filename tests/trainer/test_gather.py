@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.gather import gather
+from trainer.gather import Wanted, cell_values, gather, inline_views
 from trainer.shards import Cells
 from trainer.windows import WindowColumn
 
@@ -18,7 +18,8 @@ def column_of(lists: list[list[list[int]]], dtype: str) -> WindowColumn:
         offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
         values = np.array([value for row in rows for value in row], dtype)
         cells.append(Cells(offsets, pa.py_buffer(values.tobytes())))
-    return WindowColumn.of(cells, np.dtype(dtype).itemsize)
+    order = np.arange(sum(map(len, lists)))
+    return WindowColumn.of(cells, order, np.dtype(dtype).itemsize)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
@@ -37,14 +38,14 @@ def test_cells_come_back_in_the_order_asked_for(dtype: str, data: st.DataObject)
     )
     starts = [sum(map(len, lists[b][:i])) for b, i in asked]
     lengths = [len(lists[b][i]) for b, i in asked]
-    found = gather(
-        column,
-        np.array([b for b, _ in asked], np.int64),
-        np.array(starts, np.int64),
-        np.array(lengths, np.int64),
-    )
-    assert found.dtype == np.dtype(dtype)
-    assert found.tolist() == [value for b, i in asked for value in lists[b][i]]
+    batches = np.array([b for b, _ in asked], np.int64)
+    wanted = Wanted(column, batches, np.array(starts, np.int64), np.array(lengths, np.int64))
+    specials = [[], [7], [1, 2, 3]]
+    before = inline_views([np.array(cell, dtype).tobytes() for cell in specials])
+    found = gather([wanted, wanted], before=before)
+    cells = [np.frombuffer(cell, dtype).tolist() for cell in found.to_pylist()]
+    assert cells == [*specials, *(2 * [lists[b][i] for b, i in asked])]
+    assert cell_values(found, dtype).tolist() == [value for cell in cells for value in cell]
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
@@ -53,5 +54,5 @@ def test_every_short_length_at_both_ends_of_a_buffer(dtype: str) -> None:
         rows = [list(range(length)), list(range(100, 100 + length))]
         column = column_of([rows], dtype)
         batches, lengths = np.zeros(2, np.int64), np.full(2, length)
-        found = gather(column, batches, np.array([0, length]), lengths)
-        assert found.tolist() == rows[0] + rows[1]
+        found = gather([Wanted(column, batches, np.array([0, length]), lengths)])
+        assert cell_values(found, dtype).tolist() == rows[0] + rows[1]
