@@ -4,6 +4,7 @@ Reads the catalog and ledgers whole, and at most `MAX_SHARDS` token shards, so t
 large corpus costs minutes and not a day.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -57,7 +58,7 @@ def corpus_report(url: str, *, number: int | None = None, title: str = "") -> Re
         states=tuple(_states(store, version)),
         num_pairs=funnel.num_records,
         funnel=tuple(_funnel(funnel, declaration)),
-        signals=tuple(_signals(store, version)),
+        signals=tuple(_signals(store, version, declaration)),
         lengths=_lengths([shard for _, shard in shards]),
         codebook=_codebook([shard for _, shard in shards]),
         gallery=tuple(_gallery(store, version, shards)),
@@ -130,14 +131,32 @@ def _funnel(funnel: Funnel, declaration: Declaration) -> list[FunnelRule]:
     return rules
 
 
-def _signals(store: Store, version: Version) -> list[SignalHistogram]:
+def _signals(store: Store, version: Version, declaration: Declaration) -> list[SignalHistogram]:
+    """Signals that differ from pair to pair, with the threshold of the first rule on each."""
     found = []
     for signal, column in HISTOGRAM_SIGNALS.items():
         rows = [row for row in version.rows("signals") if row.signal == signal][:MAX_SHARDS]
         if rows:
             values = [read_table(store, row, columns=[column])[column].to_numpy() for row in rows]
-            found.append(SignalHistogram(name=column, values=np.concatenate(values)))
+            threshold, keeps_above = _threshold(declaration, column)
+            histogram = SignalHistogram(
+                name=column,
+                values=np.concatenate(values),
+                threshold=threshold,
+                keeps_above=keeps_above,
+            )
+            if len(np.unique(histogram.values)) > 1:
+                found.append(histogram)
     return found
+
+
+def _threshold(declaration: Declaration, column: str) -> tuple[float | None, bool]:
+    """The number that a rule compares a column with, and whether it keeps what is above."""
+    pattern = rf"\b{column}\s*(>=?|<=?)\s*(-?[0-9.]+)"
+    for rule in declaration.select.values():
+        if match := re.search(pattern, rule):
+            return float(match[2]), match[1].startswith(">")
+    return None, True
 
 
 def _image_shards(store: Store, version: Version) -> list[tuple[ShardRow, TokenShard]]:
@@ -195,7 +214,6 @@ def _gallery(
             keep_mask=masks[index],
             grid=shard.header.grid,
             caption=found[key].caption,
-            note=f"{int(masks[index].sum())} of {masks.shape[1]} patches",
         )
         for key, index in chosen.items()
     ]

@@ -151,20 +151,18 @@ def _text_place(documents: Documents, starts: NDArray[np.integer], index: int, *
 
 def _pool(window: Window, documents: Documents, these: slice, form: DocumentForm) -> pa.Array:
     """The cells that documents are made of: specials, n texts and n image sentences, joint ids."""
-    texts = Wanted(window.text, documents.batches, documents.text_begins, documents.text_lengths)
-    images = Wanted(
-        window.image, documents.batches, documents.image_begins, documents.image_lengths
-    )
-    width = form.dtype.itemsize
-    if window.num_codes is None and {window.text.itemsize, window.image.itemsize} == {width}:
-        pool = gather([texts, images], before=form.special_views)
-        num_images = int(documents.image_lengths.sum())
-        words = cell_values(pool, form.dtype)
-        words[len(words) - num_images :] += form.dtype.type(form.vocabulary.image_offset)
-        return pool
-    return _converted_pool(
-        texts, images, None if window.num_codes is None else window.num_codes[these], form
-    )
+    batches = documents.batches
+    texts = Wanted(window.text, batches, documents.text_begins, documents.text_lengths)
+    images = Wanted(window.image, batches, documents.image_begins, documents.image_lengths)
+    if window.num_codes is not None:
+        return _converted_pool(texts, images, window.num_codes[these], form)
+    if not window.text.itemsize == window.image.itemsize == form.dtype.itemsize:
+        return _converted_pool(texts, images, None, form)
+    pool = gather([texts, images], before=form.special_views)
+    words = cell_values(pool, form.dtype)
+    num_images = int(images.lengths.sum())
+    words[len(words) - num_images :] += form.dtype.type(form.vocabulary.image_offset)
+    return pool
 
 
 def _converted_pool(

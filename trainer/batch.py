@@ -154,6 +154,8 @@ def _spread(
     values: NDArray[np.int32], sizes: NDArray[np.int64], rows: int, length: int
 ) -> NDArray[np.int32]:
     """(R, L) each piece's value at each of its tokens. No piece crosses a row."""
+    if rows <= _SPREAD_ROWS:
+        return np.repeat(values, sizes).reshape(rows, length)
     spread = _allocate(rows, length, np.int32)
     flat = spread.reshape(-1)
     # Some rows at a time: what numpy's repeat makes then fits the cache, and needs no fresh pages.

@@ -88,14 +88,48 @@ def read_inventory(
         StreamError: reference and arguments disagree, or the split has no records.
         FingerprintError: shards of the version come from different tokenizers.
     """
-    url, number, named_split = parse_reference(reference)
-    if version is not None and number is not None and version != number:
-        raise StreamError(f"{reference} names v{number}, version={version} was asked: name one")
+    url, number, split = _resolve(reference, version, split)
+    store = Store(url)
+    number, table = _read_rows(store, number, split)
+    place = f"{store.url}@v{number}"
+    image, text, row = _tokenizers(table, place)
+    sources = _sources(table, store, prefix)
+    content = _content(table)
+    del table
+    # Rows of other kinds and columns were read too, some hundred megabytes of 100,000 shards: they
+    # go back to the system now, not when the pool next needs pages.
+    pa.default_memory_pool().release_unused()
+    return Inventory(
+        reference=place,
+        number=number,
+        split=split,
+        content=content,
+        sources=sources,
+        image_tokenizer=image or None,
+        text_tokenizer=text,
+        header_shard=_place(sources, row),
+    )
+
+
+def _resolve(reference: str, version: int | None, split: str) -> tuple[str, int | None, str]:
+    """URL, version (None: the newest) and split that reference and arguments name together."""
+    url, named_version, named_split = parse_reference(reference)
+    if version is not None and named_version not in (None, version):
+        raise StreamError(
+            f"{reference} names v{named_version}, version={version} was asked: name one"
+        )
     if DEFAULT_SPLIT not in (split, named_split) and split != named_split:
         raise StreamError(f"{reference} names {named_split}, split={split!r} was asked: name one")
-    split = split if named_split == DEFAULT_SPLIT else named_split
-    store = Store(url)
-    found = Catalog(store).read(number if version is None else version, kinds=["tokens"])
+    return (
+        url,
+        named_version if version is None else version,
+        split if named_split == DEFAULT_SPLIT else named_split,
+    )
+
+
+def _read_rows(store: Store, number: int | None, split: str) -> tuple[int, pa.Table]:
+    """The version's number, and its token shards of a split by source and shard."""
+    found = Catalog(store).read(number, kinds=["tokens"])
     place = f"{store.url}@v{found.number}"
     if not found.complete:
         raise CatalogError(
@@ -103,27 +137,15 @@ def read_inventory(
             "or run `pixelese apply` to the end"
         )
     table = found.select("tokens", split=split)
-    if not pc.sum(table["num_records"]).as_py():
+    filled = pc.unique(table["source"].filter(pc.greater(table["num_records"], 0)))
+    if not len(filled):
         splits = sorted(filter(None, pc.unique(found.select("tokens")["split"]).to_pylist()))
         raise StreamError(
             f"{place} has no records in split {split!r}; its splits are "
             f"{', '.join(splits) or 'none'}. Name another, or set `split` in corpus.yaml and apply"
         )
-    filled = pc.unique(table["source"].filter(pc.greater(table["num_records"], 0)))
     table = table.filter(pc.is_in(table["source"], filled))
-    table = table.sort_by([("source", "ascending"), ("shard", "ascending")])
-    image, text, row = _tokenizers(table, place)
-    sources = _sources(table, store, prefix)
-    return Inventory(
-        reference=place,
-        number=found.number,
-        split=split,
-        content=_content(table),
-        sources=sources,
-        image_tokenizer=image or None,
-        text_tokenizer=text,
-        header_shard=_place(sources, row),
-    )
+    return found.number, table.sort_by([("source", "ascending"), ("shard", "ascending")])
 
 
 def _sources(table: pa.Table, store: Store, prefix: str) -> tuple[Source, ...]:

@@ -80,9 +80,9 @@ class LaneReader:
         self._windows: LeastRecentlyUsed[tuple[int, int, int], Window] = LeastRecentlyUsed(8)
 
     def expect_lanes(self, num_lanes: int) -> None:
-        """Makes room for the windows of this many lanes: one each, and some that are being left."""
+        """Makes room for the windows of this many lanes: one each, and two that are being left."""
         most = max(8, _MAX_MAPS // self.settings.window_shards)
-        self._windows.capacity = max(self._windows.capacity, min(num_lanes + 8, most))
+        self._windows.capacity = max(self._windows.capacity, min(num_lanes + 2, most))
 
     def read(self, source: int, epoch: int, first: int, num_sequences: int) -> Chunk:
         """Sequences `first`, `first + 1`, ... of an epoch's virtual stream."""

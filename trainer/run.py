@@ -21,6 +21,7 @@ from trainer.loop import train
 from trainer.meter import Progress
 from trainer.model import PRESETS, LanguageModel, ModelConfig, initialise
 from trainer.source import TokenSource
+from trainer.validation import unigram_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,25 @@ def run_training(
         progress=progress,
         should_stop=should_stop,
     )
+
+
+def unigram_baseline(options: RunOptions, *, num_steps: int) -> dict[str, float] | None:
+    """What a model loses on the held-out split that knows only how often each id occurs.
+
+    Args:
+        options: the run.
+        num_steps: training steps whose ids are counted.
+
+    Returns:
+        Losses by the names of a validation line; None where nothing is held out.
+    """
+    stream = open_stream(options)
+    if not options.validation:
+        return None
+    if not _has_split(parse_reference(options.corpus)[0], stream.version, "validation"):
+        return None
+    held_out = open_stream(options, version=stream.version, split="validation")
+    return unigram_loss(stream, held_out, num_steps=num_steps)
 
 
 def open_stream(

@@ -1,6 +1,15 @@
 """`pixelese train`: a language model on a pinned version."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import typer
+from rich.table import Table
+
+from jobs.tables import console, table
+
+BASELINE_STEPS = 200
+"""Training steps whose ids the unigram baseline counts."""
 
 
 def train(
@@ -40,7 +49,7 @@ def train(
     from jobs.training import Ranks, train_on_ray
     from schemas.errors import DeclarationError
     from trainer.config import TrainConfig
-    from trainer.run import RunOptions, describe, parse_weights
+    from trainer.run import RunOptions, describe, parse_weights, unigram_baseline
 
     try:
         options = RunOptions(
@@ -71,8 +80,26 @@ def train(
     except ValueError as error:
         raise DeclarationError(f"{error}") from error
     result = train_on_ray(options, Ranks(num_workers=workers, address=address))
-    for line in (result["train"], result["validation"]):
-        if line is not None:
-            print(describe(line))
+    if result["train"] is not None:
+        print(describe(result["train"]))
+    if result["validation"] is not None:
+        baseline = unigram_baseline(options, num_steps=min(steps, BASELINE_STEPS))
+        console.print(_held_out(result["validation"], baseline or {}))
     done = "stopped" if result["stopped"] else "finished"
     print(f"{done} at step {result['optimizer_step']}: {result['checkpoint']}")
+
+
+def _held_out(model: Mapping[str, Any], unigram: Mapping[str, float]) -> Table:
+    """Losses on held-out documents, nats a token, beside those of a unigram model."""
+    columns = ("model", "unigram", "tokens")
+    shown = table("held-out loss", *columns, right=columns)
+    for name in model:
+        if name == "loss" or name.startswith("loss_"):
+            tokens = model.get(name.replace("loss", "num_labels", 1))
+            shown.add_row(
+                name.removeprefix("loss_").replace("_", " ") if name != "loss" else "all",
+                f"{model[name]:.3f}",
+                f"{unigram[name]:.3f}" if name in unigram else "",
+                f"{tokens:,}" if tokens is not None else "",
+            )
+    return shown

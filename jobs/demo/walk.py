@@ -48,7 +48,7 @@ class Budget:
     """Of training from the shipped start, before the first encoding."""
     update_steps: int = 40
     """Of the tokenizer's update, before the second."""
-    model_steps: int = 900
+    model_steps: int = 800
     batch_size: int = 32
     sequence_length: int = 128
     num_ranks: int = 2

@@ -92,6 +92,10 @@ class SmallCorpus:
         kept = {name: item for name, item in value.items() if item is not None}
         (self.root / "corpus.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
 
+    @property
+    def declaration(self) -> str:
+        return (self.root / "corpus.yaml").read_text()
+
     def apply(self, until: str = "tokens") -> ApplyReport:
         return apply_corpus(
             str(self.root), readers=tokenizer_readers(), options=ApplyOptions(until=until)

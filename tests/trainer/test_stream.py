@@ -106,6 +106,15 @@ def test_every_kind_of_corpus_over_two_epochs(tmp_path: Path, shape: Any, places
         check_step(stream, reference, step)
 
 
+def test_batches_of_many_rows_are_the_formulas_too(tmp_path: Path) -> None:
+    shards = draw_corpus([(0.9, (60, 70), 12)], 1)
+    options = StreamOptions(global_batch_size=40, sequence_length=16)
+    stream = open_stream(write_corpus(tmp_path, shards), options)
+    reference = reference_of(shards, options)
+    for step in range(int(stream.num_steps_per_epoch) + 1):
+        check_step(stream, reference, step)
+
+
 @pytest.mark.parametrize(
     "tokenizers",
     [
