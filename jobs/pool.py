@@ -18,6 +18,7 @@ from schemas.errors import (
     DeclarationError,
     FingerprintError,
     LedgerError,
+    NoSpaceError,
     PixeleseError,
     SourceError,
     WorkerError,
@@ -36,6 +37,7 @@ _FINAL = (
     DeclarationError,
     FingerprintError,
     LedgerError,
+    NoSpaceError,
     SourceError,
 )
 """Errors that another attempt cannot mend: the run stops at once."""

@@ -16,10 +16,11 @@ from typing import Any
 from jobs.cluster import cluster, num_cluster_cpus, num_cluster_gpus
 from jobs.progress import StageProgress, stage_progress
 from schemas.errors import CheckpointError, PixeleseError, WorkerError
+from schemas.layout import parse_reference
 from schemas.storage import Store
 from trainer.checkpoint import newest_checkpoint
 from trainer.metrics import METRICS_FILE
-from trainer.run import RunOptions
+from trainer.run import RunOptions, open_stream
 
 FOLLOW_SECONDS = 1.0
 RESULT_FILE = "result.json"
@@ -47,6 +48,7 @@ def train_on_ray(options: RunOptions, ranks: Ranks) -> dict[str, Any]:
     Raises:
         PixeleseError: what a rank raised; WorkerError when workers died too often.
     """
+    options = _pinned(options)
     _check_output(options)
     with cluster(ranks.address), tempfile.TemporaryDirectory() as scratch:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -76,6 +78,20 @@ def train_on_ray(options: RunOptions, ranks: Ranks) -> dict[str, Any]:
             except Exception as error:
                 raise _cause(error) from error
     return dict(json.loads(Store(options.output).read(RESULT_FILE)))
+
+
+def _pinned(options: RunOptions) -> RunOptions:
+    """The options with everything named in full, as ranks work elsewhere: the version that is the
+    newest now, and absolute places. Opens the stream, so that what cannot be trained on is told
+    before anything is started."""
+    stream = open_stream(options)
+    corpus, _, split = parse_reference(options.corpus)
+    return dataclasses.replace(
+        options,
+        corpus=f"{Store(corpus).url}@v{stream.version}:{split}",
+        output=Store(options.output).url,
+        start_from=None if options.start_from is None else Store(options.start_from).url,
+    )
 
 
 def _check_output(options: RunOptions) -> None:

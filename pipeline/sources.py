@@ -21,7 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from schemas.declaration import Source, resolve
-from schemas.errors import SourceError, StorageError
+from schemas.errors import NoSpaceError, SourceError
 from schemas.fingerprint import digest
 from schemas.storage import Store
 
@@ -107,7 +107,7 @@ def source_errors(url: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise StorageError(
+            raise NoSpaceError(
                 f"no space is left to unpack {url}: free some and run the same command again"
             ) from error
         raise SourceError(f"cannot read {url}: {_describe(error)}") from error

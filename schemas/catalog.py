@@ -190,7 +190,9 @@ class Catalog:
 
     def _read(self, number: int, kinds: Sequence[str] | None) -> Version:
         name = version_path(number)
-        filters = None if kinds is None else pc.field("kind").isin(list(kinds))
+        filters = (
+            None if kinds is None else pc.field("kind").isin(pa.array(list(kinds), pa.string()))
+        )
         source = io.BytesIO(self.store.read(name))
         try:
             schema = pq.read_schema(source)

@@ -4,6 +4,7 @@
     |- DeclarationError      corpus.yaml says something that cannot be
     |- SourceError           an input list, archive or folder is missing, empty or unreadable
     |- StorageError          the corpus cannot be read or written: no space, permission or bucket
+    |  `- NoSpaceError       its disk is full: another attempt cannot mend that
     |- LedgerError           input rows and states do not add up
     |- CorruptShardError     a published file is not what the catalog says it is
     |- FingerprintError      two things that must come from the same tokenizer do not
@@ -49,6 +50,10 @@ class SourceError(PixeleseError):
 
 class StorageError(PixeleseError):
     """The corpus cannot be read or written."""
+
+
+class NoSpaceError(StorageError):
+    """The corpus' disk is full: another attempt cannot mend that."""
 
 
 class LedgerError(PixeleseError):

@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import CorruptShardError, StorageError
+from schemas.errors import CorruptShardError, NoSpaceError, StorageError
 from schemas.fingerprint import file_sha256
 
 CACHE_VARIABLE = "PIXELESE_CACHE"
@@ -42,8 +42,11 @@ def storage_errors(action: str, place: str) -> Iterator[None]:
     except _failures() as error:
         code = getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "no space is left: free some and run the same command again, nothing is lost"
-        elif code in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
+            raise NoSpaceError(
+                f"cannot {action} {place}: no space is left. Free some and run the same command "
+                "again, nothing is lost"
+            ) from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
             remedy = "permission denied: check who owns it"
         elif isinstance(error, FileNotFoundError):
             remedy = "it does not exist: check the path, and that the bucket or folder is there"

@@ -78,9 +78,27 @@ def normalize_pixels(pixels: NDArray[np.uint8], *, config: PreprocessConfig) -> 
     return torch.from_numpy(np.ascontiguousarray(shifted.transpose(0, 3, 1, 2)))
 
 
-def preprocess_images(
-    images: Sequence[bytes], *, config: PreprocessConfig, first_index: int = 0
+def normalize_on_device(
+    pixels: NDArray[np.uint8], *, config: PreprocessConfig, device: torch.device
 ) -> Tensor:
-    """(B, 3, S, S) float32 of B encoded images, ready for the encoder."""
+    """`normalize_pixels` on a GPU, the same numbers: a quarter of the bytes travels there."""
+    # Divisors as tensors: a GPU multiplies by the rounded inverse of a plain number.
+    constants = torch.tensor([(255.0,) * 3, config.mean, config.deviation], device=device)
+    scale, mean, deviation = constants[:, :, None, None]  # (3, 1, 1) each
+    moved = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    scaled: Tensor = moved.to(torch.float32, memory_format=torch.contiguous_format) / scale
+    return scaled.sub_(mean).div_(deviation)
+
+
+def preprocess_images(
+    images: Sequence[bytes],
+    *,
+    config: PreprocessConfig,
+    first_index: int = 0,
+    device: torch.device | None = None,
+) -> Tensor:
+    """(B, 3, S, S) float32 of B encoded images, ready for the encoder, on `device` (the CPU)."""
     pixels = decode_images(images, image_size=config.image_size, first_index=first_index)
-    return normalize_pixels(pixels, config=config)
+    if device is None or device.type == "cpu":
+        return normalize_pixels(pixels, config=config)
+    return normalize_on_device(pixels, config=config, device=device)

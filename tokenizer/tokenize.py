@@ -10,9 +10,10 @@ shape and threads are part of `numeric`, not of the fingerprint.
 B images a batch, N patches an image, R rows of a bucket, E encoder width, c code dimension.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,26 +151,32 @@ class DynamicTokenizer:
 
     def encode_codes(self, images: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Keep masks (B, N) and the codes (T,) of kept patches, image by image in raster order."""
-        keep_mask = np.zeros((len(images), self.model.num_patches), bool)
-        codes: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(images)
-        buckets: dict[int, _Bucket] = {}
         with self.fixed_environment():
-            for first, features in self.features(images):
-                masks = decide(
-                    self.model.keep_logits(features), config=self.artifact.config.decision
-                ).cpu()
-                count = min(len(features), len(images) - first)
-                keep_mask[first : first + count] = masks[:count].numpy()
-                for row in range(count):
-                    size = _bucket_rows(int(masks[row].sum()), self.model.num_patches)
-                    bucket = buckets.setdefault(size, _Bucket())
-                    bucket.images.append(first + row)
-                    bucket.features.append(features[row])
-                    bucket.masks.append(masks[row])
-                    if len(bucket.images) == self.execution.batch_size:
-                        self._finish(buckets.pop(size), size, codes)
-            for size in sorted(buckets):
-                self._finish(buckets[size], size, codes)
+            return self.codes_of_features(self.features(images), num_images=len(images))
+
+    def codes_of_features(
+        self, batches: Iterable[tuple[int, Tensor]], *, num_images: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The same from batches as `features` yields them, within `fixed_environment`."""
+        keep_mask = np.zeros((num_images, self.model.num_patches), bool)
+        codes: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * num_images
+        buckets: dict[int, _Bucket] = {}
+        for first, features in batches:
+            masks = decide(
+                self.model.keep_logits(features), config=self.artifact.config.decision
+            ).cpu()
+            count = min(len(features), num_images - first)
+            keep_mask[first : first + count] = masks[:count].numpy()
+            for row in range(count):
+                size = _bucket_rows(int(masks[row].sum()), self.model.num_patches)
+                bucket = buckets.setdefault(size, _Bucket())
+                bucket.images.append(first + row)
+                bucket.features.append(features[row])
+                bucket.masks.append(masks[row])
+                if len(bucket.images) == self.execution.batch_size:
+                    self._finish(buckets.pop(size), size, codes)
+        for size in sorted(buckets):
+            self._finish(buckets[size], size, codes)
         return keep_mask, np.concatenate([np.zeros(0, np.int64), *codes])
 
     def keep_masks(self, images: Sequence[bytes]) -> NDArray[np.bool_]:
@@ -192,10 +199,14 @@ class DynamicTokenizer:
         size = self.execution.batch_size
         for first in range(0, len(images), size):
             chunk = [images[index] for index in range(first, min(first + size, len(images)))]
-            pixels = preprocess_images(chunk, config=self.encoder.preprocess, first_index=first)
+            pixels = preprocess_images(
+                chunk,
+                config=self.encoder.preprocess,
+                first_index=first,
+                device=torch.device(self.execution.device),
+            )
             padding = pixels.new_zeros(size - len(chunk), *pixels.shape[1:])
-            batch = torch.cat([pixels, padding]).to(self.execution.device)
-            yield first, self.model.standardize(self.encoder(batch))
+            yield first, self.model.standardize(self.encoder(torch.cat([pixels, padding])))
 
     @contextmanager
     def fixed_environment(self) -> Iterator[None]:
@@ -204,6 +215,7 @@ class DynamicTokenizer:
         torch.set_num_threads(self.execution.num_threads)
         try:
             with (
+                _full_float32(),
                 torch.no_grad(),
                 torch.autocast(
                     device_type=torch.device(self.execution.device).type,
@@ -227,6 +239,21 @@ class DynamicTokenizer:
         found = self.model.codebook(self.model.compress(features, rows)).cpu().numpy()
         for row, image in enumerate(bucket.images):
             codes[image] = found[row, : int(bucket.masks[row].sum())]
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products of float32 stay float32 on a GPU: its convolutions are 10 bits short by default."""
+    cudnn: Any = torch.backends.cudnn  # its annotations leave `conv` out
+    settings = (torch.backends.cuda.matmul, cudnn.conv)
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
 
 
 def _bucket_rows(num_kept: int, num_patches: int) -> int:

@@ -2,9 +2,11 @@
 
 Rows are packed with documents, so a query may see keys of its own document only, up to itself. As a
 dense mask that costs B x L x L numbers (2048 tokens, 8 rows: 134 MB), shared by all layers;
-grouping by document (CPU) and FlexAttention (CUDA) skip what is hidden instead.
+grouping by document (CPU), variable-length flash attention and FlexAttention (CUDA) skip what is
+hidden instead.
 
-B rows, L query positions, S key positions, H heads, G key-value heads, E width of a head, D width.
+B rows, L query positions, S key positions, H heads, G key-value heads, E width of a head, D width,
+P documents of a batch.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,16 @@ from trainer.rope import rotate
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentLimits:
+    """Where the documents of a batch lie in its tokens, one row behind the other."""
+
+    offsets: Tensor
+    """(P + 1,) int32: the first token of each document, and the number of tokens."""
+    max_length: int
+    """No document is longer. L serves: reading the longest would make the host wait."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionMask:
     """What the queries of a batch may see: at most one of these is set; none means plain causal."""
 
@@ -29,6 +41,8 @@ class AttentionMask:
     """Each document in a row of its own."""
     blocks: Any = None
     """A FlexAttention BlockMask."""
+    limits: DocumentLimits | None = None
+    """For variable-length flash attention."""
 
 
 def document_mask(query_documents: Tensor, key_documents: Tensor) -> Tensor:
@@ -70,6 +84,31 @@ def document_blocks(document_ids: Tensor) -> Any:
     num_rows, length = document_ids.shape
     return create_block_mask(
         same_and_past, num_rows, None, length, length, device=str(document_ids.device)
+    )
+
+
+def document_limits(document_ids: Tensor, *, device: torch.device) -> DocumentLimits:
+    """The limits of packed rows, (B, L) document ids; equal neighbours are one document.
+
+    How many documents there are has to be read: ids on the CPU keep that from waiting for the GPU.
+    """
+    is_start = torch.ones_like(document_ids, dtype=torch.bool)
+    is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    starts = is_start.flatten().nonzero()[:, 0]
+    offsets = functional.pad(starts, (0, 1), value=document_ids.numel()).int()
+    if offsets.device.type == "cpu" and device.type == "cuda":
+        offsets = offsets.pin_memory()  # else the copy would wait for the GPU
+    return DocumentLimits(offsets.to(device, non_blocking=True), document_ids.shape[1])
+
+
+def can_attend_varlen(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether the flash kernels run here: Ampere or newer, 16 bits, heads of 8, 16, ... 256."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_width % 8 == 0
+        and head_width <= 256
     )
 
 
@@ -147,6 +186,8 @@ class Attention(nn.Module):
         values = self._split(self.v_proj(hidden), self.num_kv_heads)
         if mask.groups is not None:
             mixed = attend_grouped(queries, keys, values, mask.groups)
+        elif mask.limits is not None:
+            mixed = attend_varlen(queries, keys, values, mask.limits)
         else:
             queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))
             if cache is not None:
@@ -192,6 +233,20 @@ def attend_grouped(queries: Tensor, keys: Tensor, values: Tensor, groups: Docume
             whole = attend(rows[0], rows[1], rows[2], AttentionMask())
             mixed.append(whole.transpose(1, 2).flatten(0, 1))
         return groups.scatter(torch.cat(mixed).to(queries.dtype)).view_as(queries)
+
+
+def attend_varlen(queries: Tensor, keys: Tensor, values: Tensor, limits: DocumentLimits) -> Tensor:
+    """(B, L, H, E) from queries (B, L, H, E) and keys and values (B, L, G, E), 16 bits each.
+
+    The kernel itself and not `torch.nn.attention.varlen`, which cannot share keys among heads in
+    every release. Its gradient of the queries is summed in no fixed order.
+    """
+    flat = [heads.flatten(0, 1) for heads in (queries, keys, values)]
+    length = limits.max_length
+    mixed: Tensor = torch.ops.aten._flash_attention_forward(
+        *flat, limits.offsets, limits.offsets, length, length, 0.0, True, False
+    )[0]
+    return mixed.view_as(queries)
 
 
 def _repeat(heads: Tensor, num_heads: int) -> Tensor:

@@ -41,7 +41,8 @@ class TrainConfig:
     precision: str = option(
         "auto", "of matrix products: float32, bfloat16, or auto: bfloat16 where hardware has it"
     )
-    attention: str = option("auto", "dense, grouped, flex or auto; a choice of speed alone")
+    attention: str = option("auto", "dense, grouped, flex, varlen or auto; a choice of speed alone")
+    compile: bool = option(False, "compile layers: faster on CUDA, half a minute more at the start")
     recompute: bool = option(False, "recompute layers in the backward pass: slower, less memory")
     log_every: int = option(10, "steps between lines of metrics")
     validate_every: int = option(0, "steps between validations, 0: at the end only")

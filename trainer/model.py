@@ -22,7 +22,9 @@ from trainer.attention import (
     AttentionMask,
     KeyValueCache,
     additive_mask,
+    can_attend_varlen,
     document_blocks,
+    document_limits,
     document_mask,
     number_documents,
 )
@@ -30,9 +32,10 @@ from trainer.grouping import group_documents
 from trainer.rope import RopeScaling, inverse_frequencies, rotary_table
 
 INITIAL_STD = 0.02
-ATTENTION = ("auto", "dense", "grouped", "flex")
+ATTENTION = ("auto", "dense", "grouped", "flex", "varlen")
 """`dense`: a mask, on any device. `grouped`: documents computed apart, best on a CPU. `flex`:
-FlexAttention, which trains on CUDA only. `auto`: grouped on a CPU, else dense."""
+FlexAttention, which trains on CUDA only. `varlen`: flash attention over documents, on CUDA in 16
+bits. `auto`: grouped on a CPU, varlen where it runs, else dense."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,6 +209,14 @@ class LanguageModel(nn.Module):
         if not config.tied_embeddings:
             self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
 
+    def compile_layers(self) -> None:
+        """Compiles layers in place, one graph for all: fuses what lies between matrix products.
+
+        Takes half a minute at the first step, and another at the first validation.
+        """
+        for layer in self.model.layers:
+            layer.compile()
+
     @property
     def output_weight(self) -> Tensor:
         """(V, D): a token's logit is its row times the hidden state."""
@@ -226,7 +237,8 @@ class LanguageModel(nn.Module):
         Args:
             input_ids: (B, L) integers.
             document_ids: (B, L) integers; attention stays inside runs of equal ids (with a cache:
-                inside equal ids). None: one document a row.
+                inside equal ids). None: one document a row. They may lie on the CPU, which is best
+                for varlen.
             position_ids: (B, L) integers, restarting with each document. None: 0, 1, 2, ... a row,
                 counted on from the cache.
             cache: earlier tokens of the same rows; extended by these.
@@ -292,8 +304,12 @@ class LanguageModel(nn.Module):
             return AttentionMask()
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids)
+        device = input_ids.device
+        kind = self._attention_kind(device)
+        if cache is None and kind == "varlen":
+            return AttentionMask(limits=document_limits(document_ids, device=device))
+        document_ids = document_ids.to(device, non_blocking=True)
         if cache is None:
-            kind = self._attention_kind(input_ids.device)
             if kind == "grouped":
                 return AttentionMask(groups=group_documents(document_ids))
             document_ids = number_documents(document_ids)
@@ -304,9 +320,17 @@ class LanguageModel(nn.Module):
         return AttentionMask(dense=additive_mask(allowed, self._compute_dtype()))
 
     def _attention_kind(self, device: torch.device) -> str:
+        varlen = can_attend_varlen(device, self._compute_dtype(), self.config.head_width)
+        if self.attention == "varlen" and not varlen:
+            raise ValueError(
+                f"attention varlen needs CUDA, bfloat16 and heads of at most 256 numbers, got "
+                f"{device.type}, {self._compute_dtype()} and {self.config.head_width}: choose auto"
+            )
         if self.attention != "auto":
             return self.attention
-        return "grouped" if device.type == "cpu" else "dense"
+        if device.type == "cpu":
+            return "grouped"
+        return "varlen" if varlen else "dense"
 
     def _compute_dtype(self) -> torch.dtype:
         device = self.output_weight.device.type

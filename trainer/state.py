@@ -64,6 +64,8 @@ class TrainState:
         self.stopped = False
         self.checkpoint: str | None = None
         model.attention, model.recompute = config.attention, config.recompute
+        if config.compile:
+            model.compile_layers()
         self._device = model.output_weight.device
         self.dtype = compute_dtype(config.precision, self._device)
         self._optimizer = build_optimizer(
@@ -182,11 +184,9 @@ class TrainState:
     def step(self, batch: TokenBatch, *, wants_stop: bool = False) -> None:
         """One optimizer step on this rank's rows; `stopped` is set where any rank wants to stop."""
         config = self.config
-        rows = tuple(
-            tensor.to(self._device, non_blocking=True)
-            for tensor in (batch.input_ids, batch.labels, batch.document_ids, batch.position_ids)
-        )
-        num_labels, self.stopped = self._agree(rows[1], wants_stop)
+        num_labels, self.stopped = self._agree(batch.labels, wants_stop)
+        tensors = (batch.input_ids, batch.labels, batch.document_ids, batch.position_ids)
+        rows = (*(self._to_device(tensor) for tensor in tensors), batch.document_ids)
         rate = learning_rate(
             self.optimizer_step,
             peak=config.learning_rate,
@@ -209,19 +209,38 @@ class TrainState:
         self.data_step += 1
         self.meter.count(norm, rate, num_tokens=rows[0].numel() * self.world_size)
 
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()  # else the copy would wait for the step before
+        return tensor.to(self._device, non_blocking=True)
+
     def _agree(self, labels: Tensor, wants_stop: bool) -> tuple[int, bool]:
-        """Labels of the global batch, and whether any rank wants to stop."""
+        """Labels of the global batch, and whether any rank wants to stop.
+
+        Counted where the batch lies: on one rank, a GPU is then never waited for.
+        """
         num_labels = (labels != IGNORED).sum()
         votes = torch.stack([num_labels, torch.full_like(num_labels, int(wants_stop))])
-        total, stop = sum_over_ranks(votes, world_size=self.world_size).tolist()
+        if self.world_size > 1:
+            votes = sum_over_ranks(votes.to(self._device), world_size=self.world_size)
+        total, stop = votes.tolist()
         return total, stop > 0
 
     def _backward(
-        self, ids: Tensor, labels: Tensor, documents: Tensor, positions: Tensor, *, scale: float
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        documents: Tensor,
+        positions: Tensor,
+        host_documents: Tensor,
+        *,
+        scale: float,
     ) -> None:
         enabled = self.dtype != torch.float32
         with torch.autocast(self._device.type, self.dtype, enabled=enabled):
-            hidden = self.model.hidden_states(ids, document_ids=documents, position_ids=positions)
+            hidden = self.model.hidden_states(
+                ids, document_ids=host_documents, position_ids=positions
+            )
         loss, nll = linear_cross_entropy(
             hidden,
             self.model.output_weight,

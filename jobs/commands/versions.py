@@ -1,9 +1,8 @@
 """`pixelese versions`: what has been published."""
 
 import typer
-from rich.table import Table
 
-from jobs.tables import console
+from jobs.tables import console, table
 
 
 def versions(corpus: str = typer.Argument(help="Folder or URL of the corpus.")) -> None:
@@ -21,14 +20,8 @@ def versions(corpus: str = typer.Argument(help="Folder or URL of the corpus.")) 
     if not numbers:
         print(f"{store.url} has no published version yet: run `pixelese apply {corpus}`")
         return
-    table = Table(title=None)
-    table.add_column("version")
-    table.add_column("time")
-    for name in ("records", "images", "text ids", "image words", "shards"):
-        table.add_column(name, justify="right")
-    table.add_column("tokenizer")
-    table.add_column("complete")
-    table.add_column("note")
+    counts = ("records", "images", "text ids", "image words", "shards")
+    shown = table("version", "time", *counts, "tokenizer", "complete", "note", right=counts)
     for number in numbers:
         version = catalog.read(number, kinds=["tokens"])
         tokens = version.select("tokens")
@@ -36,7 +29,7 @@ def versions(corpus: str = typer.Argument(help="Folder or URL of the corpus.")) 
             name: pc.sum(tokens[name]).as_py() or 0
             for name in ("num_records", "num_images", "num_text_ids", "num_codes", "num_places")
         }
-        table.add_row(
+        shown.add_row(
             f"v{number}",
             version.time.replace("+00:00", "Z"),
             f"{total['num_records']:,}",
@@ -48,7 +41,7 @@ def versions(corpus: str = typer.Argument(help="Folder or URL of the corpus.")) 
             "yes" if version.complete else "no",
             version.metadata.get("note", ""),
         )
-    console.print(table)
+    console.print(shown)
 
 
 def _tokenizers(parts: list[str]) -> list[str]:

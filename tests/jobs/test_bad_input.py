@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,9 +20,9 @@ from schemas.errors import (
     ArtifactError,
     CatalogError,
     DeclarationError,
+    NoSpaceError,
     PixeleseError,
     SourceError,
-    StorageError,
 )
 from schemas.storage import Store
 from tests.jobs.conftest import SmallCorpus, Tokenizers, make_corpus, write_text_tokenizer
@@ -69,7 +71,7 @@ def test_source_that_is_not_there(
     corpus: SmallCorpus, source: dict[str, object], expected: str
 ) -> None:
     only_source(corpus, **source)
-    with pytest.raises(SourceError, match=expected):
+    with pytest.raises(SourceError, match=re.escape(expected)):
         corpus.apply()
 
 
@@ -93,7 +95,7 @@ def test_an_empty_list(corpus: SmallCorpus) -> None:
     empty = pa.table({"URL": pa.array([], pa.string()), "TEXT": pa.array([], pa.string())})
     pq.write_table(empty, corpus.root / "l.parquet")
     only_source(corpus, urls="l.parquet")
-    with pytest.raises(SourceError, match="l.parquet|no row"):
+    with pytest.raises(SourceError, match=r"l\.parquet"):
         corpus.apply()
 
 
@@ -121,7 +123,7 @@ def test_a_tokenizer_with_an_altered_weight(corpus: SmallCorpus, tokenizers: Tok
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_tokenizer_without_its_weights(corpus: SmallCorpus, tokenizers: Tokenizers) -> None:
     (copied_tokenizer(corpus, tokenizers) / "model.safetensors").unlink()
-    with pytest.raises(ArtifactError, match="model.safetensors"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         corpus.apply()
 
 
@@ -169,18 +171,12 @@ def test_training_on_a_mixed_version(corpus: SmallCorpus, undisturbed: SmallCorp
     catalog = Catalog(Store(undisturbed.root))
     rows = [row for row in catalog.read().rows("tokens") if row.num_images]
     other = json.dumps({**json.loads(rows[0].parts), "image_tokenizer": "0" * 64})
-    mixed = [type(rows[0])(**{**_fields(rows[0]), "parts": other}), *rows[1:]]
+    mixed = [replace(rows[0], parts=other), *rows[1:]]
     Catalog(Store(corpus.root)).commit(
         mixed, parent=None, declaration=undisturbed.declaration, complete=True
     )
     with pytest.raises(PixeleseError, match="tokenizer"):
         TokenStream.open(str(corpus.root), sequence_length=32, global_batch_size=2)
-
-
-def _fields(row: object) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return asdict(row)  # type: ignore[call-overload, no-any-return]
 
 
 def test_a_version_that_is_not_there(undisturbed: SmallCorpus) -> None:
@@ -193,10 +189,10 @@ def test_a_version_that_is_not_there(undisturbed: SmallCorpus) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
+    """A disk of two megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a small tmpfs")
     yield folder
@@ -207,9 +203,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_no_disk_space(small_disk: Path, tokenizers: Tokenizers, undisturbed: SmallCorpus) -> None:
     corpus = make_corpus(small_disk / "corpus", tokenizers)
     filler = small_disk / "filler"
-    used = sum(path.stat().st_size for path in small_disk.rglob("*") if path.is_file())
-    filler.write_bytes(bytes((1 << 20) - used - 300_000))
-    with pytest.raises((StorageError, PixeleseError), match="no space"):
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 60_000))
+    with pytest.raises(NoSpaceError, match="no space"):
         corpus.apply()
     assert corpus.files("catalog") == {}
     filler.unlink()

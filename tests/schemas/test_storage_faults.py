@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tiny_disk: Path, tmp_path: Path) 
         lambda: store.put_if_absent("big", too_much),
         lambda: store.publish(source, "big"),
     ):
-        with pytest.raises(StorageError, match=r"cannot write .*/big: no space is left: free some"):
+        with pytest.raises(StorageError, match=r"cannot write .*/big: no space is left. Free some"):
             failing()
         assert leftovers(tiny_disk) == []
     assert store.names("") == ["kept"]

@@ -1,0 +1,93 @@
+"""The pool loses no task: it retries what may pass, puts aside what does not, and stops at once
+where another attempt cannot help."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jobs.pool import MAX_FAILURES, run_pool
+from schemas.catalog import ShardRow
+from schemas.errors import ArtifactError, WorkerError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def row(name: str) -> ShardRow:
+    return ShardRow(
+        kind="pairs",
+        source="a",
+        shard=name,
+        ordinal=0,
+        path=name,
+        fingerprint=name,
+        records=name,
+        sha256=name,
+        bytes=0,
+        num_rows=0,
+        num_records=0,
+    )
+
+
+@dataclass(frozen=True)
+class Behaving:
+    """A stage whose task names say what it does; attempts are counted in files."""
+
+    folder: Path
+
+    def open(self) -> Callable[[str], list[ShardRow]]:
+        def work(task: str) -> list[ShardRow]:
+            path = self.folder / task
+            attempt = len(path.read_text()) + 1 if path.exists() else 1
+            path.write_text("x" * attempt)
+            if task.startswith("die") and attempt == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if task.startswith("poison"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if task.startswith("flaky") and attempt < MAX_FAILURES:
+                raise OSError("the store answered 503")
+            if task.startswith("bad"):
+                raise OSError("never works")
+            if task.startswith("wrong"):
+                raise ArtifactError("no such tokenizer", shard=task)
+            return [row(task)]
+
+        return work
+
+
+def run(folder: Path, tasks: list[str]) -> list[str]:
+    results = run_pool(Behaving(folder), [(task, task) for task in tasks], num_workers=2)
+    return sorted(rows[0].shard for _, rows in results)
+
+
+def test_a_killed_worker_is_replaced_and_its_shard_done_again(tmp_path: Path) -> None:
+    tasks = ["a", "die-1", "b", "die-2", "c"]
+    assert run(tmp_path, tasks) == sorted(tasks)
+    assert (tmp_path / "die-1").read_text() == "xx"
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def test_a_passing_failure_is_retried(tmp_path: Path) -> None:
+    assert run(tmp_path, ["flaky-1", "a"]) == ["a", "flaky-1"]
+    assert len((tmp_path / "flaky-1").read_text()) == MAX_FAILURES
+
+
+@pytest.mark.parametrize("task", ["bad", "poison"])
+def test_a_shard_that_never_works_is_put_aside_and_named(tmp_path: Path, task: str) -> None:
+    done: list[str] = []
+    tasks = [(name, name) for name in (task, "a", "b", "c")]
+    results = run_pool(Behaving(tmp_path), tasks, num_workers=2)
+    with pytest.raises(WorkerError, match=task) as caught:
+        done.extend(rows[0].shard for _, rows in results)
+    assert sorted(done) == ["a", "b", "c"]  # the others are finished first
+    assert caught.value.shard == task
+
+
+def test_what_cannot_be_mended_stops_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such tokenizer") as caught:
+        run(tmp_path, ["wrong", *"abcdefgh"])
+    assert caught.value.shard == "wrong"
+    assert (tmp_path / "wrong").read_text() == "x"
