@@ -23,7 +23,7 @@ from jobs.report.data import (
 )
 from pipeline.funnel import Funnel, sum_funnels
 from pipeline.lineage import TRAIN
-from pipeline.pair_shard import read_pairs
+from pipeline.records import read_records
 from pipeline.shard_table import read_table
 from pipeline.token_shard import TokenShard, read_token_shard
 from schemas.catalog import Catalog, ShardRow, Version
@@ -207,7 +207,8 @@ def _gallery(
         for item in version.rows("pairs")
         if (item.source, item.shard) == (row.source, row.shard)
     ]
-    found = {pair.key: pair for pair in read_pairs(store, pairs) if pair.key in chosen}
+    read = read_records(store, pairs, images=chosen, captions=chosen)
+    found = {pair.key: pair for pair in read}
     return [
         GalleryPicture(
             image=found[key].image,

@@ -94,13 +94,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        states, table = hidden.to(dtype), weight.to(dtype)
+        states, table = hidden.to(dtype), _aligned(weight.to(dtype))
         grad_states = torch.empty_like(states) if needs_grad else None
         grad_table = torch.zeros(weight.shape, device=weight.device) if needs_grad else None
         nll = torch.empty(len(labels), device=hidden.device)
         total = torch.zeros((), device=hidden.device)
         for rows in _chunks(len(labels), weight):
-            part = _ChunkLoss(states[rows] @ table.T, labels[rows], scale, z_loss)
+            logits = states[rows] @ table.T
+            logits[:, len(weight) :] = float("-inf")
+            part = _ChunkLoss(logits, labels[rows], scale, z_loss)
             nll[rows] = part.nll
             total += part.total
             if grad_states is not None and grad_table is not None:
@@ -142,11 +144,23 @@ class _ChunkLoss:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total (V, D) float32 += left (T, V) transposed times right (T, D)."""
+    """total (V, D) float32 += left (T, V and more) transposed times right (T, D)."""
     if left.dtype == total.dtype:
-        total.addmm_(left.T, right)
+        total.addmm_(left.T[: len(total)], right)
     else:
-        total += left.T @ right
+        total += (left.T @ right)[: len(total)]
+
+
+def _aligned(table: Tensor) -> Tensor:
+    """(V, D) on a GPU with zero rows added, so that V is a multiple of 64.
+
+    For a V without a power of two in it there are only kernels of Turing's days: at 48,645 ids the
+    logits of the 1b preset and their gradients took 170 of 543 ms on an H200, and an eighth of the
+    work.
+    """
+    if table.device.type == "cpu":
+        return table
+    return functional.pad(table, (0, 0, 0, -len(table) % 64))
 
 
 def _chunks(num_rows: int, weight: Tensor) -> list[slice]:

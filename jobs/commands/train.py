@@ -81,7 +81,8 @@ def train(
         raise DeclarationError(f"{error}") from error
     result = train_on_ray(options, Ranks(num_workers=workers, address=address))
     if result["train"] is not None:
-        print(describe(result["train"]))
+        line = {"kind": "train", "step": result["optimizer_step"], **result["train"]}
+        print(describe(line))
     if result["validation"] is not None:
         baseline = unigram_baseline(options, num_steps=min(steps, BASELINE_STEPS))
         console.print(_held_out(result["validation"], baseline or {}))
@@ -91,15 +92,13 @@ def train(
 
 def _held_out(model: Mapping[str, Any], unigram: Mapping[str, float]) -> Table:
     """Losses on held-out documents, nats a token, beside those of a unigram model."""
-    columns = ("model", "unigram", "tokens")
+    columns = ("model", "unigram")
     shown = table("held-out loss", *columns, right=columns)
     for name in model:
         if name == "loss" or name.startswith("loss_"):
-            tokens = model.get(name.replace("loss", "num_labels", 1))
             shown.add_row(
                 name.removeprefix("loss_").replace("_", " ") if name != "loss" else "all",
                 f"{model[name]:.3f}",
                 f"{unigram[name]:.3f}" if name in unigram else "",
-                f"{tokens:,}" if tokens is not None else "",
             )
     return shown

@@ -23,6 +23,7 @@ from trainer.attention import (
 from trainer.checkpoint import open_checkpoint
 from trainer.config import TrainConfig
 from trainer.loop import train
+from trainer.loss import IGNORED, linear_cross_entropy
 from trainer.model import LanguageModel, ModelConfig, initialise
 
 pytestmark = [
@@ -158,6 +159,30 @@ def test_automatic_attention_is_varlen_where_it_runs_and_dense_elsewhere() -> No
     model.attention = "varlen"
     with pytest.raises(ValueError, match="varlen needs CUDA, bfloat16"):
         model.hidden_states(documents.long().to(CUDA), document_ids=documents)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("vocab_size", [131, 192])
+def test_the_loss_of_any_vocabulary_is_that_of_a_cpu(
+    vocab_size: int, dtype: torch.dtype, limit: float
+) -> None:
+    """A GPU pads the table to 64 rows; the rows added must weigh nothing."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(vocab_size, (200,), generator=generator)
+    labels[::7] = IGNORED
+    results = []
+    for device in (torch.device("cpu"), CUDA):
+        kind = torch.float32 if device.type == "cpu" else dtype
+        hidden, weight = (
+            torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows))
+            .to(device)
+            .requires_grad_()
+            for rows in (200, vocab_size)
+        )
+        loss, nll = linear_cross_entropy(hidden, weight, labels.to(device), z_loss=1e-3, dtype=kind)
+        results.append((loss, nll, *torch.autograd.grad(loss, (hidden, weight))))
+    for cpu, gpu in zip(*results, strict=True):
+        assert error(gpu.detach().cpu(), cpu.detach()) < limit
 
 
 def run(output: Path, device: torch.device, *, stop_at: int = 0, **options: Any) -> list[Any]:
