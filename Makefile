@@ -28,7 +28,7 @@ check: $(INSTALLED)
 	$(BIN)/codespell
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

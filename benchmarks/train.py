@@ -19,7 +19,6 @@ import itertools
 import json
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -170,37 +169,54 @@ def forward_backward(model: LanguageModel, rows: Rows, config: TrainConfig) -> A
     return work
 
 
-def measure(
-    options: argparse.Namespace, *, name: str, document: int, attention: str, compiled: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
     """One row of the table."""
+
+    model: str
+    document: int
+    """Mean tokens of a document."""
+    attention: str
+    compiled: bool
+
+
+def new_state(case: Case, options: argparse.Namespace, batches: tuple[Rows, ...]) -> TrainState:
+    """A training run that stands before its first step."""
     device = torch.device(options.device)
     vocabulary = VOCABULARIES[device.type]
-    random = np.random.default_rng(0)
-    size = {"length": options.length, "document": document, "vocabulary": vocabulary}
-    rows = options.rows * options.micro_batches
-    batches = tuple(pack(random, rows=rows, **size) for _ in range(NUM_BATCHES))
-    micro = pack(random, rows=options.rows, **size)
     config = TrainConfig(
         num_steps=1_000_000,
         micro_batch_rows=options.rows,
-        attention=attention,
-        compile=compiled,
+        attention=case.attention,
+        compile=case.compiled,
         recompute=options.recompute,
     )
-    model = new_model(name, vocabulary, device)
-    with tempfile.TemporaryDirectory() as output:
-        state = TrainState(
-            PackedRows(vocabulary=vocabulary, batches=batches),
-            config,
-            model=model,
-            output=output,
-            rank=0,
-            world_size=1,
-            corpus="",
-        )
+    return TrainState(
+        PackedRows(vocabulary=vocabulary, batches=batches),
+        config,
+        model=new_model(case.model, vocabulary, device),
+        output="",  # nothing is saved
+        rank=0,
+        world_size=1,
+        corpus="",
+    )
+
+
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Rates of the loop and of the model alone, in turns."""
+    device = torch.device(options.device)
+    random = np.random.default_rng(0)
+    size: dict[str, Any] = {
+        "length": options.length,
+        "document": case.document,
+        "vocabulary": VOCABULARIES[device.type],
+    }
+    rows = options.rows * options.micro_batches
+    batches = tuple(pack(random, rows=rows, **size) for _ in range(NUM_BATCHES))
+    state = new_state(case, options, batches)
     order = itertools.cycle(batches)
-    alone = forward_backward(model, micro, config)
+    micro = pack(random, rows=options.rows, **size)
+    alone = forward_backward(state.model, micro, state.config)
     began = time.perf_counter()
     seconds_each(device, lambda: state.step(next(order)), count=options.warmup)
     seconds_each(device, alone, count=options.warmup)
@@ -209,17 +225,15 @@ def measure(
     for _ in range(options.repeats):
         loops.append(seconds_each(device, lambda: state.step(next(order)), count=options.steps))
         alones.append(seconds_each(device, alone, count=options.steps * options.micro_batches))
-    loss = state.meter.read(0)["loss"]
-    num_tokens = rows * options.length
-    rates = [num_tokens / seconds for seconds in loops]
-    rate, flops = statistics.median(rates), model_flops(model, batches)
+    rates = [rows * options.length / seconds for seconds in loops]
+    rate = statistics.median(rates)
     alone_rate = options.rows * options.length / statistics.median(alones)
     return {
-        "model": name,
-        "parameters": num_parameters(model),
-        "document_tokens": document,
-        "attention": attention,
-        "compile": compiled,
+        "model": case.model,
+        "parameters": num_parameters(state.model),
+        "document_tokens": case.document,
+        "attention": case.attention,
+        "compile": case.compiled,
         "rows": options.rows,
         "micro_batches": options.micro_batches,
         "step_seconds": statistics.median(loops),
@@ -227,10 +241,10 @@ def measure(
         "spread": (max(rates) - min(rates)) / rate,
         "model_alone_tokens_per_second": alone_rate,
         "loop_over_alone": rate / alone_rate,
-        "tflops": flops / statistics.median(loops) / 1e12,
+        "tflops": model_flops(state.model, batches) / statistics.median(loops) / 1e12,
         "start_seconds": start_seconds,
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
-        "loss": loss,
+        "loss": state.meter.read(state.optimizer_step)["loss"],
     }
 
 
@@ -287,15 +301,9 @@ def main() -> None:
     for model, document, attention, compiled in cases:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        result = measure(
-            options,
-            name=model,
-            document=document,
-            attention=attention,
-            compiled=compiled == "yes",
-        )
-        results.append(result)
-        show(result, peak)
+        case = Case(model=model, document=document, attention=attention, compiled=compiled == "yes")
+        results.append(measure(case, options))
+        show(results[-1], peak)
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()

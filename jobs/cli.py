@@ -1,8 +1,10 @@
 """`pixelese`: the command line. It starts at once, as nothing heavy is imported here."""
 
+import contextlib
 import logging
 import os
 import sys
+import traceback
 
 import typer
 
@@ -45,14 +47,33 @@ def _common(
 
 def main() -> None:
     """Runs a command; a failure that a user can mend is one clear message and exit status 1."""
+    status = _run()
+    with contextlib.suppress(BrokenPipeError):  # the reader of a pipe has seen enough
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # All work is done and closed. Python's own way out destroys Arrow's thread pools while their
+    # threads may still be starting, which aborted one of some hundred short commands under load.
+    os._exit(status)
+
+
+def _run() -> int:
+    """The exit status of the command line's command."""
     try:
         app()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except PixeleseError as error:
         print(f"pixelese: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    except BrokenPipeError:
+        return 1
     except KeyboardInterrupt:
         print("pixelese: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -19,10 +19,20 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     options = parse_options()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    has_gpu = torch.cuda.is_available()
+    if has_gpu and local_rank >= torch.cuda.device_count():
+        print(
+            f"error: rank {local_rank} of this machine has no GPU: it has "
+            f"{torch.cuda.device_count()}. Start as many ranks, or hide the GPUs with "
+            "CUDA_VISIBLE_DEVICES= to train on the CPU",
+            file=sys.stderr,
+        )
+        return 1
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
     if world_size > 1:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if has_gpu else "gloo")
     try:
         result = run_training(
             options,

@@ -150,7 +150,7 @@ def test_a_command_line_says_what_options_say(capsys: pytest.CaptureFixture[str]
     assert "learning_rate must be positive, got -1.0" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         parse_options(["c", "--output", "o", "--weights", "a=lots"])
-    assert "is not name=share" in capsys.readouterr().err
+    assert "weights must be name=share" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
