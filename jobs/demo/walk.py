@@ -1,7 +1,7 @@
 """The demo: the whole way on drawn scenes, on this machine, without a network.
 
 Every step is the command a user would give; its line is printed before it runs. Budgets are in
-steps, so that the demo gives the same corpus and model on a slow machine, only later.
+steps: a slow machine does the same work, only longer.
 """
 
 import json
@@ -40,7 +40,7 @@ MARKER = ".pixelese-demo"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """How much of everything; the defaults take about five minutes on two cores."""
+    """How much of everything; the defaults take four to five minutes on two cores."""
 
     num_rows: int = 3000
     rows_per_shard: int = 500
@@ -48,7 +48,7 @@ class Budget:
     """Of training from the shipped start, before the first encoding."""
     update_steps: int = 40
     """Of the tokenizer's update, before the second."""
-    model_steps: int = 800
+    model_steps: int = 1000
     batch_size: int = 32
     sequence_length: int = 128
     num_ranks: int = 2
