@@ -19,10 +19,14 @@ KINDS = ("intake", "signals", "relations", "selected", "tokens")
 
 def published(corpus: SmallCorpus) -> int:
     """How many files an apply has published so far."""
-    return sum(
-        not path.name.startswith(".") and path.suffix in (".parquet", ".arrow", ".tar")
-        for path in corpus.root.rglob("*")
-    )
+    count = 0
+    for _, folders, names in os.walk(corpus.root):  # a scratch folder may vanish meanwhile
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += sum(
+            name.endswith((".parquet", ".arrow", ".tar")) and not name.startswith(".")
+            for name in names
+        )
+    return count
 
 
 def wait_for(process: "subprocess.Popen[str]", corpus: SmallCorpus, num_files: int) -> bool:
