@@ -290,9 +290,11 @@ def _sort_splits(corpus: Corpus, plan: StagePlan, wanted: Wanted, made_from: Sha
 
 
 def explain(previous: ShardRow | None, wanted: Wanted) -> str:
-    """Why an output is to be made: `new`, or what changed with its old and new value."""
+    """Why an output is to be made: `new`, lost, or what changed with its old and new value."""
     if previous is None:
         return "new"
+    if previous.fingerprint == wanted.fingerprint:
+        return "its file is gone"
     old, new = _parts(previous.parts), _parts(wanted.parts)
     told = [_change(name, old.get(name), new.get(name)) for name in changed_parts(old, new)]
     if wanted.records and previous.records != wanted.records:

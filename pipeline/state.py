@@ -32,12 +32,15 @@ class CorpusState:
         self._by_fingerprint: dict[tuple[Identity, str], ShardRow] = {}
         self._pairs: dict[tuple[str, str, str], ShardRow] = {}
         self._history = self._older_versions()
+        self._present = {name for kind in REMADE for name in store.names(kind)}
         for row in self._published():
-            self.add(row)
+            self._newest[row.identity] = row
+            self._remember(row)
         self.runs, receipts = read_receipts(store)
         """Runs that never published; their receipts count until a version is published."""
         for row in receipts:
-            self.add(row)
+            self._newest[row.identity] = row
+            self._remember(row)
 
     def _published(self) -> list[ShardRow]:
         if self.version is None:
@@ -46,10 +49,14 @@ class CorpusState:
 
     def add(self, row: ShardRow) -> None:
         """Takes note of a finished output."""
+        self._present.add(row.path)
         self._newest[row.identity] = row
         self._remember(row)
 
     def _remember(self, row: ShardRow) -> None:
+        """Makes a row findable, unless its file is gone and can be made again."""
+        if row.kind in REMADE and row.path not in self._present:
+            return
         self._by_fingerprint[row.identity, row.fingerprint] = row
         if row.kind == "pairs":
             self._pairs[row.source, row.shard, row.inputs] = row
@@ -104,5 +111,7 @@ class CorpusState:
             yield [row for kind in FOUND_AGAIN for row in version.rows(kind)]
 
 
+REMADE = ("signals", "relations", "selected", "tokens")
+"""Kinds that are a function of what came before: one whose file was deleted is made again."""
 FOUND_AGAIN = ("pairs", "signals", "relations", "selected", "tokens")
 """Kinds that are looked for in older versions."""

@@ -200,7 +200,7 @@ class Store:
             if not path.is_file():
                 raise StorageError(
                     f"{self.full(name)} is missing, though the catalog names it: "
-                    "restore it, or run `pixelese apply` to make it again"
+                    "restore it, or run `pixelese apply`, which makes all but pair shards again"
                 )
             return path
         # The digest is part of the name: a corpus made anew at the same URL meets no old copy.

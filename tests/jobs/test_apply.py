@@ -189,6 +189,19 @@ def test_a_new_text_tokenizer_keeps_the_image_words(living: SmallCorpus) -> None
         assert after.image.values.tolist() == before.image.values.tolist()
 
 
+def test_a_deleted_output_is_made_again_byte_for_byte(living: SmallCorpus) -> None:
+    whole = {kind: living.files(kind) for kind in ("signals", "tokens")}
+    for kind in whole:
+        (living.root / next(iter(whole[kind]))).unlink()
+    found = look(living)
+    assert work_of(found) == {"measure": (0, 1), "select": (0, 0), "encode": (0, 1)}
+    measure = next(stage for stage in found.stages if stage.name == "measure")
+    assert measure.reasons == {"its file is gone": 1}
+    report = living.apply()
+    assert report.made == {"measure": 1, "encode": 1}
+    assert {kind: living.files(kind) for kind in whole} == whole
+
+
 def test_until_pairs_publishes_what_cannot_be_trained_on(corpus: SmallCorpus) -> None:
     report = corpus.apply(until="pairs")
     assert set(report.made) == {"intake", "fetch"}
