@@ -57,6 +57,7 @@ class GradientReducer:
         self._launch()
         for work in self._works:
             work.wait()
+        self._works = []  # they hold the buffers, and must not outlive the process group
         self._reducing = False
 
     def norm(self) -> Tensor:

@@ -227,6 +227,7 @@ run(
     should_stop=lambda: next(calls) == stop_at and rank == world_size - 1,
 )
 dist.destroy_process_group()
+os._exit(0)  # as trainer/__main__.py does, and for its reason
 """
 
 
