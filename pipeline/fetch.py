@@ -175,7 +175,7 @@ def _ledger(rows: Sequence[_Row], outcomes: Mapping[str, Outcome]) -> list[_Row]
 def _ledger_row(row: _Row, outcomes: Mapping[str, Outcome]) -> _Row:
     names = ("row_id", "fetch_id", "key", "url", "caption")
     entry: _Row = dict.fromkeys(LEDGER_SCHEMA.names) | {name: row[name] for name in names}
-    entry["generation"] = 0
+    entry["generation"] = row["generation"]
     entry["flags"] = row["flags"] or []
     if row["state"] is not None:
         return entry | {"state": row["state"], "reason": row["reason"]}

@@ -37,6 +37,8 @@ class IntakeRow(NamedTuple):
     offset: int | None = None
     size_bytes: int | None = None
     flags: Sequence[str] = ()
+    expected_sha256: str | None = None
+    generation: int = 0
 
 
 def url_row(url: str | None, caption: str | None) -> IntakeRow:

@@ -30,6 +30,20 @@ class Columns(_Model):
     url: str = "URL"
     caption: str = "TEXT"
     text: str = "text"
+    sha256: str | None = None
+    """sha256 that the bytes should have, in hex; others are `hash_mismatch`. None: no column."""
+
+
+class Outage(_Model):
+    """When fetching stops because something other than the list is at fault."""
+
+    window: int = Field(400, ge=10)
+    """The last requests of a worker that are looked at."""
+    share: float = Field(0.5, gt=0, le=1)
+    """A share of failures that only an outage explains (resolver or network down, throttled), over
+    what was usual before, that makes a worker pause."""
+    patience_seconds: float = Field(120.0, ge=0, allow_inf_nan=False)
+    """How long it is waited for, with probes, before the run stops."""
 
 
 class Source(_Model):
@@ -91,6 +105,23 @@ class Fetch(_Model):
     respect_opt_out: bool = True
     """Honour X-Robots-Tag: noai, noimageai, noindex, noimageindex, none."""
     user_agent: str = "Mozilla/5.0 (compatible; pixelese)"
+    contact: str | None = None
+    """A URL or mail address that is put into the User-Agent, for those whose server is asked."""
+    respect_robots_txt: bool = False
+    """Ask each host's robots.txt first; a denied URL is `robots_denied`."""
+    idle_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
+    """Limit between two bytes of a reply."""
+    requests_per_host: int = Field(8, ge=1)
+    """Concurrent requests to one host, a worker."""
+    dns_cache_seconds: float = Field(300.0, ge=0, allow_inf_nan=False)
+    """How long an answer of the resolver is believed."""
+    proxy: str | None = None
+    """An http proxy that all requests go through, http://HOST:PORT."""
+    blocked_domains: str | None = None
+    """A text file, a domain a line; its subdomains count. Their rows are `removed`, not fetched."""
+    blocked_hashes: str | None = None
+    """A text file, a hex digest a line: sha256 of a URL (then it is not fetched), or of bytes."""
+    outage: Outage = Outage()
 
 
 class Images(_Model):
@@ -107,6 +138,10 @@ class Images(_Model):
     """An image with longer / shorter side above this is `too_small`, reason `aspect`."""
     max_pixels: int = Field(100_000_000, ge=1)
     """An image whose header claims more is `too_large`, and is never decoded."""
+    decode_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
+    """Limit for decoding one image; then it is `too_large`, reason `time`."""
+    decode_bytes: int = Field(768 << 20, ge=64 << 20)
+    """Memory that decoding one image may take; then it is `too_large`, reason `memory`."""
 
 
 class ClipSettings(_Model):
@@ -116,17 +151,88 @@ class ClipSettings(_Model):
     pretrained: str | None = None
     batch_size: int = Field(64, ge=1)
     """Images a forward pass; part of the numeric environment."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 takes a third of the time on a CPU that has it; scores move in the third decimal."""
+
+
+class HeadSettings(_Model):
+    """A small model over the CLIP image embedding."""
+
+    weights: str
+    """A safetensors file: a linear layer, or an MLP as LAION publishes them."""
+
+
+class LanguageSettings(_Model):
+    """How the caption's language is found."""
+
+    among: tuple[str, ...] = ()
+    """ISO 639-1 codes to choose from; none: all that the detector knows."""
+
+
+class NoSettings(_Model):
+    """A signal without options; written `{}`."""
 
 
 class Signals(_Model):
-    """Signals beyond those that are always measured (image, caption)."""
+    """Signals beyond those that are always measured (image, caption).
+
+    `embedding`, `aesthetic`, `nsfw` and `watermark` come from the model of `clip`.
+    """
 
     clip: ClipSettings | None = None
+    embedding: NoSettings | None = None
+    """Keeps the CLIP image embedding, so that a new head reads it and runs no model."""
+    aesthetic: HeadSettings | None = None
+    nsfw: HeadSettings | None = None
+    watermark: HeadSettings | None = None
+    texture: NoSettings | None = None
+    """Sharpness, edge density and entropy of the picture."""
+    language: LanguageSettings | None = None
+
+    @model_validator(mode="after")
+    def _has_model(self) -> "Signals":
+        of_clip = ("embedding", "aesthetic", "nsfw", "watermark")
+        asked = [name for name in of_clip if getattr(self, name) is not None]
+        if asked and self.clip is None:
+            raise ValueError(f"{asked[0]} is read from CLIP: say which model, under `clip`")
+        return self
 
     @property
     def names(self) -> list[str]:
         """All signal groups of the corpus."""
-        return [*ALWAYS, *(["clip"] if self.clip is not None else [])]
+        return [
+            *ALWAYS,
+            *(name for name in type(self).model_fields if getattr(self, name) is not None),
+        ]
+
+
+class Duplicates(_Model):
+    """When two images count as the same picture: equal bytes, equal pixels, or near hashes."""
+
+    distance: int = Field(4, ge=0, le=8)
+    """Bits of the 64-bit perceptual hash that may differ; 0: equal bytes or pixels alone."""
+
+
+class EvaluationSet(_Model):
+    """Pictures that must not be trained on: exactly one of `tars`, `folder` and `hashes`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
+    tars: str | None = None
+    """WebDataset tars; a path, URL or glob."""
+    folder: str | None = None
+    """Image files."""
+    hashes: str | None = None
+    """A text file, a hex digest a line: sha256 of bytes (64 digits) or perceptual hash (16)."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "EvaluationSet":
+        given = [kind for kind in ("tars", "folder", "hashes") if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"evaluation set {self.name!r} must have exactly one of tars, folder, hashes; it "
+                f"has {' and '.join(given) or 'none of them'}"
+            )
+        return self
 
 
 class Unique(_Model):
@@ -149,6 +255,9 @@ class Declaration(_Model):
     fetch: Fetch = Fetch()
     images: Images = Images()
     signals: Signals = Signals()
+    duplicates: Duplicates = Duplicates()
+    decontaminate: tuple[EvaluationSet, ...] = ()
+    """Evaluation sets; a pair whose picture is in one is dropped by the selection."""
     select: dict[str, str] = Field(default_factory=dict)
     unique: Unique | None = None
     split: Split = Split()

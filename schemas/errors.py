@@ -3,6 +3,7 @@
     PixeleseError
     |- DeclarationError      corpus.yaml says something that cannot be
     |- SourceError           an input list, archive or folder is missing, empty or unreadable
+    |- OutageError           fetching stopped: something other than the list is at fault
     |- StorageError          the corpus cannot be read or written: no space, permission or bucket
     |  `- NoSpaceError       its disk is full: another attempt cannot mend that
     |- LedgerError           input rows and states do not add up
@@ -46,6 +47,10 @@ class DeclarationError(PixeleseError):
 
 class SourceError(PixeleseError):
     """An input list, archive or folder is missing, empty or unreadable."""
+
+
+class OutageError(PixeleseError):
+    """Fetching stopped because something other than the list is at fault; nothing is lost."""
 
 
 class StorageError(PixeleseError):

@@ -56,6 +56,8 @@ INTAKE_SCHEMA = pa.schema(
         pa.field("offset", pa.int64()),  # archives: where the image's bytes lie
         pa.field("size_bytes", pa.int64()),
         pa.field("flags", pa.list_(pa.string())),
+        pa.field("expected_sha256", pa.string()),  # what the list says the bytes are
+        pa.field("generation", pa.int32(), nullable=False),  # above 0: fetched once more
     ]
 )
 """Frozen input rows. Those that need no fetching (bad, duplicate, text) have a state already."""
