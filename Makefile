@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check chaos format clean
 
 help:
 	@echo "make demo   set up, then walk the whole way on drawn scenes (under 6 minutes on 2 cores)"
 	@echo "make test   set up, then run every check and test"
+	@echo "make chaos  kill drivers and workers 20 times over one ingest, then balance the books"
 	@echo "make check  format, lint, types, layers, spelling"
 	@echo "make format rewrite the code in the house format"
 
@@ -29,6 +30,9 @@ check: $(INSTALLED)
 
 test: check
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos.ingest --kills 20 --rows 3000
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

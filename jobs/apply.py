@@ -4,29 +4,33 @@ What is finished is noted in receipts as it goes, so a killed apply is finished 
 With nothing to do it reads the catalog, compares, and never starts Ray.
 """
 
-import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
 
-from jobs.cluster import cluster, num_cluster_cpus, num_cluster_gpus
-from jobs.pool import Stage, run_pool
-from jobs.progress import stage_progress
+from jobs.budget import NO_BUDGET, Budget, BudgetSpentError, Spending
+from jobs.executor import Executor
+from jobs.intake import take_in_source
+from jobs.pool import Stage
 from jobs.stages import (
     EncodeStage,
+    EvaluationStage,
     FetchStage,
-    IntakeStage,
-    IntakeTask,
     MeasureStage,
+    MeasureTask,
     RelateStage,
     RelateTask,
+    RetryStage,
+    RetryTask,
     SelectStage,
     SelectTask,
 )
 from pipeline.corpus import Corpus, TokenizerReaders, open_corpus
+from pipeline.lease import hold
 from pipeline.plan import (
+    SourcePlan,
     StagePlan,
     plan_encode,
     plan_fetch,
@@ -36,10 +40,11 @@ from pipeline.plan import (
     plan_sources,
     text_shards,
 )
-from pipeline.receipts import Receipts
-from schemas.catalog import KINDS, ShardRow
-from schemas.declaration import load_declaration
+from schemas.catalog import ShardRow
+from schemas.declaration import Declaration, load_declaration
 from schemas.errors import ConflictError
+from schemas.ledger import State
+from schemas.storage import Store
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ MAX_CONFLICTS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApplyOptions:
-    """How an apply runs; nothing here changes a byte of its output."""
+    """How an apply runs; nothing here changes a byte of what a record becomes."""
 
     until: str = "tokens"
     address: str | None = None
@@ -59,6 +64,13 @@ class ApplyOptions:
     """Workers a stage; None for one a CPU of the cluster."""
     note: str = ""
     """A line for people, kept with the version."""
+    retry: frozenset[State] = frozenset()
+    """Rows whose last attempt ended so are fetched once more."""
+    budget: Budget = NO_BUDGET
+    allow_private_addresses: bool = False
+    """Also fetch from loopback and private networks, for this run alone."""
+    wait_seconds: float | None = None
+    """How long to wait for another writer; None to be refused at once."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,82 +78,103 @@ class ApplyReport:
     """What an apply did."""
 
     version: int | None
-    """The version that was published, or None when there was nothing to do."""
-    made: dict[str, int] = field(default_factory=dict)
+    """The version that was published, or None when there was nothing to publish."""
+    made: Counter[str] = field(default_factory=Counter)
     """Stage -> outputs made."""
+    stopped: str | None = None
+    """Why it ended before all was made, where its budget did."""
     seconds: float = 0.0
+    cost: float = 0.0
 
 
 def apply_corpus(url: str, *, readers: TokenizerReaders, options: ApplyOptions) -> ApplyReport:
     """Brings a corpus up to its declaration and publishes a version, unless all is current.
 
     Raises:
+        ConflictError: another writer is at work on the corpus.
         PixeleseError: see schemas/errors.py; whatever was finished is kept for the next apply.
     """
-    started = time.monotonic()
+    store = Store(url)
+    load_declaration(store)  # a misspelt corpus gets no lease
+    with hold(store, wait_seconds=options.wait_seconds):
+        return _apply_until_published(url, readers, options)
+
+
+def _apply_until_published(
+    url: str, readers: TokenizerReaders, options: ApplyOptions
+) -> ApplyReport:
+    """Plans and works again when another writer, who passed over the lease, has published."""
+    spending = Spending(options.budget)
     declared = None
     for attempt in range(MAX_CONFLICTS):
-        corpus = open_corpus(url, readers=readers)
+        corpus = open_corpus(url, readers=readers, check_files=True)
         if declared is not None and declared != corpus.text:
             raise ConflictError(
                 f"{url}: another writer published, and corpus.yaml changed, while this apply "
                 "worked: look at `pixelese plan`, then apply again"
             )
         declared = corpus.text
-        with contextlib.ExitStack() as stack:
-            run = _Run(corpus, options, stack)
-            try:
-                report = run.bring_up_to_date()
-            except ConflictError:
-                if attempt + 1 == MAX_CONFLICTS:
-                    raise
-                logger.warning("another writer published first, planning again corpus=%s", url)
-                continue
-        report.seconds = time.monotonic() - started
+        # What a first attempt fetched once more is in its receipts.
+        retry = options.retry if attempt == 0 else frozenset()
+        try:
+            report = _attempt(corpus, options, retry, spending)
+        except ConflictError:
+            if attempt + 1 == MAX_CONFLICTS:
+                raise
+            logger.warning("another writer published first, planning again corpus=%s", url)
+            continue
+        report.seconds, report.cost = spending.seconds, spending.cost
         return report
     raise AssertionError("unreachable")
 
 
-class _Run:
-    """One attempt: the corpus, the receipts, and Ray once it is needed."""
+def _attempt(
+    corpus: Corpus, options: ApplyOptions, retry: frozenset[State], spending: Spending
+) -> ApplyReport:
+    executor = Executor(
+        corpus.state,
+        spending=spending,
+        address=options.address,
+        num_workers=options.num_workers,
+    )
+    with executor:
+        try:
+            version = _Run(corpus, options, executor).bring_up_to_date(retry)
+        except BudgetSpentError as stop:
+            return ApplyReport(version=None, made=executor.made, stopped=str(stop))
+    return ApplyReport(version=version, made=executor.made)
 
-    def __init__(self, corpus: Corpus, options: ApplyOptions, stack: contextlib.ExitStack) -> None:
+
+class _Run:
+    """One attempt: the stages in their order."""
+
+    def __init__(self, corpus: Corpus, options: ApplyOptions, executor: Executor) -> None:
         self.corpus = corpus
         self.options = options
-        self._stack = stack
-        self._receipts = Receipts(corpus.store)
-        self._connected = False
-        self._made: dict[str, int] = {}
+        self._executor = executor
+        self._sources = plan_sources(corpus)
 
-    def bring_up_to_date(self) -> ApplyReport:
+    def bring_up_to_date(self, retry: frozenset[State]) -> int | None:
         """Runs the stages that have work, and publishes what came of it."""
-        try:
-            self._take_in()
-            rows, complete = self._derive(UNTIL[self.options.until])
-        finally:
-            self._receipts.flush()
+        for source in self._sources:
+            if source.changed:
+                self._take_in(source)
+        if retry:
+            self._take_in_again(retry)
+        rows, complete = self._derive(UNTIL[self.options.until])
         version = self._publish(rows, complete=complete)
-        self._receipts.discard()
-        for run in self.corpus.state.runs:
-            self.corpus.store.delete_tree(run)
-        return ApplyReport(version=version, made=self._made)
+        self._executor.discard_receipts()
+        return version
 
     def _derive(self, last: int) -> tuple[list[ShardRow], bool]:
         """Runs the stages up to `last`; returns all rows of the version, and if it is complete."""
         corpus = self.corpus
         rows = [row for row in corpus.state.rows("intake") if self._is_declared(row)]
-        fetch_stage = FetchStage(store=corpus.store, declaration=corpus.declaration)
-        fetch = self._shard_by_shard("fetch", lambda: plan_fetch(corpus), fetch_stage)
+        fetch = self._fetch()
         rows += fetch.current
         if last < UNTIL["signals"]:
             return rows + self._carried("signals", "relations", "selected", "tokens"), False
-        measure_stage = MeasureStage(store=corpus.store, declaration=corpus.declaration)
-        measure = self._shard_by_shard(
-            "measure",
-            lambda: plan_measure(corpus, fetch),
-            measure_stage,
-            on_gpu=corpus.declaration.signals.clip is not None,
-        )
+        measure = self._measure(fetch)
         relate = self._relate(fetch, measure)
         rows += [*measure.current, *relate.current]
         if last < UNTIL["tokens"]:
@@ -152,23 +185,64 @@ class _Run:
             return rows + self._carried("tokens"), False
         return rows + self._encode(fetch, select).current, True
 
-    def _take_in(self) -> None:
-        """Freezes new rows of changed sources, one source after the other: their order of intake
-        is the corpus' own order from then on."""
+    def _take_in(self, source: SourcePlan) -> None:
+        """Freezes new rows of a changed source. One source after the other: the order in which
+        they come in is the corpus' own order from then on."""
         corpus = self.corpus
-        stage = IntakeStage(store=corpus.store, declaration=corpus.declaration)
-        for source in plan_sources(corpus):
-            if not source.changed:
+        take_in_source(
+            self._executor.run,
+            corpus.store,
+            corpus.declaration,
+            source=source.source,
+            files=source.files,
+            known=corpus.state.rows("intake", source=source.source.name),
+            next_ordinal=corpus.state.next_ordinal(),
+        )
+
+    def _take_in_again(self, states: frozenset[State]) -> None:
+        """Freezes rows whose newest attempt ended in one of `states`, to be fetched once more."""
+        corpus = self.corpus
+        for source in self._sources:
+            name = source.source.name
+            pairs = corpus.state.rows("pairs", source=name)
+            if not any(state in row.state_counts for row in pairs for state in states):
                 continue
-            task = IntakeTask(
+            intake = corpus.state.rows("intake", source=name)
+            task = RetryTask(
                 source=source.source,
-                files=source.files,
-                known=corpus.state.rows("intake", source=source.source.name),
+                pairs=pairs,
+                intake=intake,
+                states=states,
                 next_ordinal=corpus.state.next_ordinal(),
+                next_shard=1 + max(int(row.shard) for row in intake),
             )
-            self._execute("intake", stage, [(source.source.name, task)], unit="sources")
+            stage = RetryStage(store=corpus.store, declaration=corpus.declaration)
+            self._executor.run("retry", stage, [(name, task)], "sources")
+
+    def _fetch(self) -> StagePlan:
+        corpus = self.corpus
+        stage = FetchStage(store=corpus.store, declaration=self._fetch_declaration())
+        return self._shard_by_shard("fetch", lambda: plan_fetch(corpus), stage)
+
+    def _fetch_declaration(self) -> Declaration:
+        declared = self.corpus.declaration
+        if not self.options.allow_private_addresses:
+            return declared
+        fetch = declared.fetch.model_copy(update={"allow_private_addresses": True})
+        return declared.model_copy(update={"fetch": fetch})
+
+    def _measure(self, fetch: StagePlan) -> StagePlan:
+        corpus = self.corpus
+        plan = plan_measure(corpus, fetch)
+        if plan.work:
+            stage = MeasureStage(store=corpus.store, declaration=corpus.declaration)
+            has_model = corpus.declaration.signals.clip is not None
+            self._executor.run("measure", stage, list(_measure_tasks(plan)), on_gpu=has_model)
+            plan = plan_measure(corpus, fetch)
+        return plan
 
     def _relate(self, fetch: StagePlan, measure: StagePlan) -> StagePlan:
+        self._read_evaluation_sets()
         plan = plan_relate(self.corpus, fetch)
         if plan.work:
             task = RelateTask(
@@ -176,10 +250,22 @@ class _Run:
                 image_signals=[row for row in measure.current if row.signal == "image"],
                 existing=plan.current,
                 wanted=[work.wanted for work in plan.work],
+                evaluation=self.corpus.hash_lists(),
             )
-            self._execute("relate", RelateStage(store=self.corpus.store), [("relations", task)])
+            stage = RelateStage(store=self.corpus.store, declaration=self.corpus.declaration)
+            self._executor.run("relate", stage, [("relations", task)])
             plan = plan_relate(self.corpus, fetch)
         return plan
+
+    def _read_evaluation_sets(self) -> None:
+        """Hashes the pictures of evaluation sets whose files are new or have changed."""
+        corpus = self.corpus
+        known = corpus.hash_lists()
+        unread = [item for item in corpus.evaluation_sets if item.name not in known]
+        if unread:
+            tasks = [(item.name, item) for item in unread]
+            stage = EvaluationStage(store=corpus.store)
+            self._executor.run("decontaminate", stage, tasks, "sets")
 
     def _select(self, fetch: StagePlan, measure: StagePlan, relate: StagePlan) -> StagePlan:
         plan = plan_select(self.corpus, fetch, measure, relate)
@@ -191,7 +277,7 @@ class _Run:
                 wanted=[work.wanted for work in plan.work],
             )
             stage = SelectStage(store=self.corpus.store, declaration=self.corpus.declaration)
-            self._execute("select", stage, [("selection", task)])
+            self._executor.run("select", stage, [("selection", task)])
             plan = plan_select(self.corpus, fetch, measure, relate)
         return plan
 
@@ -218,45 +304,9 @@ class _Run:
         planned = plan()
         if planned.work:
             tasks = [(work.wanted.label, work) for work in planned.work]
-            self._execute(name, stage, tasks, on_gpu=on_gpu)
+            self._executor.run(name, stage, tasks, on_gpu=on_gpu)
             planned = plan()
         return planned
-
-    def _execute(
-        self,
-        name: str,
-        stage: Stage,
-        tasks: Sequence[tuple[str, Any]],
-        *,
-        on_gpu: bool = False,
-        unit: str = "shards",
-    ) -> None:
-        self._connect()
-        num_workers = self.options.num_workers or num_cluster_cpus()
-        num_gpus = num_cluster_gpus() if on_gpu else 0
-        with stage_progress(name, len(tasks), unit=unit) as progress:
-            results = run_pool(
-                stage,
-                tasks,
-                num_workers=min(num_workers, num_gpus) if num_gpus else num_workers,
-                num_gpus=1 if num_gpus else 0,
-            )
-            for _, rows in results:
-                self._note(rows)
-                self._made[name] = self._made.get(name, 0) + len(rows)
-                progress.advance()
-
-    def _note(self, rows: Iterable[ShardRow]) -> None:
-        rows = list(rows)
-        for row in rows:
-            self.corpus.state.add(row)
-        self._receipts.add(rows)
-
-    def _connect(self) -> None:
-        if not self._connected:
-            num_cpus = self.options.num_workers
-            self._stack.enter_context(cluster(self.options.address, num_cpus=num_cpus))
-            self._connected = True
 
     def _is_declared(self, row: ShardRow) -> bool:
         return any(source.name == row.source for source in self.corpus.declaration.sources)
@@ -269,10 +319,12 @@ class _Run:
     def _publish(self, rows: list[ShardRow], *, complete: bool) -> int | None:
         """Commits a version, unless it would equal the newest one."""
         newest = self.corpus.state.version
-        if newest is not None and newest.complete == complete:
-            published = {row for kind in KINDS for row in newest.rows(kind)}
-            if published == set(rows):
-                return None
+        if (
+            newest is not None
+            and newest.complete == complete
+            and self.corpus.state.published_rows() == set(rows)
+        ):
+            return None
         current = load_declaration(self.corpus.store)[1]
         if current != self.corpus.text:
             raise ConflictError(
@@ -285,7 +337,26 @@ class _Run:
             declaration=self.corpus.text,
             complete=complete,
             note=self.options.note,
-            extra={
-                f"source:{source.source.name}": source.stamp for source in plan_sources(self.corpus)
-            },
+            # The lists as they were when they were read, whatever became of them since.
+            extra={f"source:{source.source.name}": source.stamp for source in self._sources},
         )
+
+
+def _measure_tasks(plan: StagePlan) -> Iterator[tuple[str, MeasureTask]]:
+    """One task a pair shard: its images are decoded once for all signals that it lacks."""
+
+    def place(row: ShardRow) -> tuple[str, str]:
+        return row.source, row.shard
+
+    existing: dict[tuple[str, str], list[ShardRow]] = {}
+    for row in plan.current:
+        existing.setdefault(place(row), []).append(row)
+    # A plan goes shard by shard.
+    for found, works in groupby(plan.work, key=lambda work: place(work.made_from)):
+        group = list(works)
+        task = MeasureTask(
+            pairs=group[0].made_from,
+            wanted=[work.wanted for work in group],
+            existing=existing.get(found, []),
+        )
+        yield f"signals {'/'.join(found)}", task

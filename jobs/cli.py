@@ -10,12 +10,19 @@ import typer
 
 from jobs.commands.apply import apply
 from jobs.commands.demo import demo
+from jobs.commands.diff import diff
+from jobs.commands.explain import explain
+from jobs.commands.gc import gc
 from jobs.commands.init import init
 from jobs.commands.plan import plan
+from jobs.commands.remove import remove
+from jobs.commands.repair import repair
 from jobs.commands.report import report
+from jobs.commands.rollback import rollback
 from jobs.commands.sample import sample
 from jobs.commands.tokenizer import tokenizer
 from jobs.commands.train import train
+from jobs.commands.verify import verify
 from jobs.commands.versions import versions
 from schemas.errors import PixeleseError
 
@@ -29,7 +36,14 @@ app.command()(init)
 app.command()(plan)
 app.command()(apply)
 app.command()(versions)
+app.command()(diff)
 app.command()(report)
+app.command()(explain)
+app.command()(rollback)
+app.command()(remove)
+app.command()(verify)
+app.command()(repair)
+app.command()(gc)
 app.add_typer(tokenizer, name="tokenizer")
 app.command()(train)
 app.command()(sample)

@@ -1,40 +1,50 @@
-"""What a report says of a published version: states, funnel, lengths, codes, and a gallery.
+"""What a report says of a published version: ledger, hosts, funnel, signals, duplicates, codes.
 
-Reads the catalog and ledgers whole, and at most `MAX_SHARDS` token shards, so that the page of a
-large corpus costs minutes and not a day.
+Counts of states and the funnel come from the catalog and are exact. All else is read from shards
+that are spread over the corpus, at most so many of each kind, and the page says how many: beyond
+200 shards a larger corpus costs no more.
 """
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from jobs.report.clusters import read_relations, show_contamination, show_duplicates
 from jobs.report.data import (
     CodebookUsage,
     Fact,
     FunnelRule,
     GalleryPicture,
-    LedgerState,
     ReportData,
+    Sample,
     SentenceLengths,
-    SignalHistogram,
 )
-from pipeline.funnel import Funnel, sum_funnels
+from jobs.report.ledgers import ledger_states, read_ledgers
+from jobs.report.signals import find_edges, histogram_columns, histograms, show_edges
+from jobs.report.stored import read_fates, read_pictures
+from pipeline.funnel import DECONTAMINATE, REMOVED, UNIQUE, Funnel, sum_funnels
 from pipeline.lineage import TRAIN
-from pipeline.records import read_records
-from pipeline.shard_table import read_table
+from pipeline.retry import corpus_states
+from pipeline.rules import compile_rules
+from pipeline.shard_lookup import Place, ShardLookup, place_of, spread
+from pipeline.thresholds import thresholds_of
 from pipeline.token_shard import TokenShard, read_token_shard
-from schemas.catalog import Catalog, ShardRow, Version
+from schemas.catalog import Catalog, Version
 from schemas.declaration import Declaration, parse_declaration
-from schemas.layout import ledger_path
 from schemas.sentence import read_sentences
 from schemas.storage import Store
 
 MAX_SHARDS = 200
+"""Shards whose signals, relations and tokens are read."""
+PICTURE_SHARDS = 8
+"""Shards whose tars are opened for pictures."""
 GALLERY_PICTURES = 12
-HISTOGRAM_SIGNALS = {"clip": "clip_score", "image": "min_side", "caption": "caption_words"}
+STEPS = {
+    REMOVED: "has no tombstone",
+    DECONTAMINATE: "is in no evaluation set",
+    UNIQUE: "is the first of its duplicate cluster that got so far",
+}
+"""What the steps after the rules ask."""
 
 
 def corpus_report(url: str, *, number: int | None = None, title: str = "") -> ReportData:
@@ -43,26 +53,97 @@ def corpus_report(url: str, *, number: int | None = None, title: str = "") -> Re
     Raises:
         CatalogError: there is no such version.
         CorruptShardError: a file is not what the catalog says.
+        StorageError: a file is missing.
     """
     store = Store(url)
     version = Catalog(store).read(number)
-    declaration = parse_declaration(version.declaration)
-    funnel = sum_funnels(
-        Funnel.from_counts(row.state_counts) for row in version.rows("selected", split=TRAIN)
-    )
-    shards = _image_shards(store, version)
-    return ReportData(
-        title=title or f"{url.rstrip('/').rpartition('/')[2]} v{version.number}",
-        subtitle=f"published {version.time}",
-        facts=tuple(_facts(version)),
-        states=tuple(_states(store, version)),
-        num_pairs=funnel.num_records,
-        funnel=tuple(_funnel(funnel, declaration)),
-        signals=tuple(_signals(store, version, declaration)),
-        lengths=_lengths([shard for _, shard in shards]),
-        codebook=_codebook([shard for _, shard in shards]),
-        gallery=tuple(_gallery(store, version, shards)),
-    )
+    return _Report(store, version).data(title or _title(url, version))
+
+
+def _title(url: str, version: Version) -> str:
+    return f"{url.rstrip('/').rpartition('/')[2]} v{version.number}"
+
+
+class _Report:
+    """One version, and the shards of it that are looked at."""
+
+    def __init__(self, store: Store, version: Version) -> None:
+        self._store, self._version = store, version
+        self._declaration = parse_declaration(version.declaration)
+        self._lookup = ShardLookup(version)
+        with_pairs = [row for row in version.rows("pairs") if row.num_records]
+        self._num_shards = len(with_pairs)
+        self._places = [place_of(row) for row in spread(with_pairs, MAX_SHARDS)]
+        self._shown = spread(self._places, PICTURE_SHARDS)
+        images = [row for row in version.rows("tokens") if row.num_images]
+        self._num_token_shards = len(images)
+        self._tokens = [(row, read_token_shard(store, row)) for row in spread(images, MAX_SHARDS)]
+
+    def data(self, title: str) -> ReportData:
+        store, version, lookup = self._store, self._version, self._lookup
+        funnel = sum_funnels(
+            Funnel.from_counts(row.state_counts) for row in version.rows("selected", split=TRAIN)
+        )
+        thresholds = thresholds_of(self._declaration.select)
+        rule_columns = [c for rule in compile_rules(self._declaration) for c in rule.columns]
+        states = corpus_states(version.rows("pairs"), version.rows("intake"))
+        ledgers = read_ledgers(store, version, self._declaration)
+        edges = find_edges(store, lookup, self._shown, thresholds)
+        relations = read_relations(store, lookup, self._places, self._shown)
+        wanted = [pair for edge in edges for pair in edge.pairs()]
+        pictures = read_pictures(
+            store, lookup, [*wanted, *(relations.pairs() if relations else ())]
+        )
+        fates = {place: read_fates(store, lookup, place) for place in self._shown}
+        shards = [shard for _, shard in self._tokens]
+        columns = histogram_columns(rule_columns)
+        return ReportData(
+            title=title,
+            subtitle=f"published {version.time.replace('T', ' ').replace('+00:00', ' UTC')}",
+            ledger_sample=ledgers.sample,
+            pair_sample=Sample(num_read=len(self._places), num_all=self._num_shards),
+            picture_sample=Sample(num_read=len(self._shown), num_all=self._num_shards),
+            token_sample=Sample(num_read=len(shards), num_all=self._num_token_shards),
+            facts=tuple(_facts(version)),
+            states=tuple(ledger_states(states, ledgers.reasons)),
+            hosts=ledgers.hosts,
+            num_pairs=funnel.num_records,
+            funnel=tuple(_funnel(funnel, self._declaration)),
+            signals=tuple(histograms(store, lookup, self._places, columns, thresholds)),
+            edges=tuple(show_edges(edges, pictures, fates)),
+            duplicates=show_duplicates(relations, pictures, fates) if relations else None,
+            contamination=tuple(
+                show_contamination(relations, pictures, fates) if relations else ()
+            ),
+            lengths=_lengths(shards),
+            codebook=_codebook(shards),
+            gallery=tuple(self._gallery()),
+        )
+
+    def _gallery(self) -> list[GalleryPicture]:
+        """The pictures of one shard, from the fewest codes to the most."""
+        if not self._tokens:
+            return []
+        row, shard = max(self._tokens, key=lambda item: item[0].num_images)
+        place: Place = place_of(row)
+        masks, _ = read_sentences(
+            shard.image,
+            num_patches=shard.header.num_patches,
+            codebook_size=shard.header.codebook_size,
+        )
+        order = np.argsort(masks.sum(1), kind="stable")
+        chosen = np.linspace(0, len(order) - 1, min(GALLERY_PICTURES, len(order))).astype(int)
+        rows = {shard.keys[order[at]]: int(order[at]) for at in chosen}
+        pictures = read_pictures(self._store, self._lookup, ((place, key) for key in rows))
+        return [
+            GalleryPicture(
+                image=pictures[place, key].image,
+                keep_mask=masks[index],
+                grid=shard.header.grid,
+                caption=pictures[place, key].caption,
+            )
+            for key, index in rows.items()
+        ]
 
 
 def _facts(version: Version) -> list[Fact]:
@@ -85,83 +166,19 @@ def _facts(version: Version) -> list[Fact]:
     return facts
 
 
-def _states(store: Store, version: Version) -> list[LedgerState]:
-    counts: Counter[str] = Counter()
-    reasons: dict[str, Counter[str]] = {}
-    for row in version.rows("pairs"):
-        path = store.local(ledger_path(row.path))
-        table = pq.read_table(path, columns=["state", "reason"]).group_by(["state", "reason"])
-        for item in table.aggregate([([], "count_all")]).to_pylist():
-            counts[item["state"]] += item["count_all"]
-            if item["reason"]:
-                reasons.setdefault(item["state"], Counter())[item["reason"]] += item["count_all"]
-    return [
-        LedgerState(state=state, num_rows=count, reasons=dict(reasons.get(state, {})))
-        for state, count in counts.most_common()
-    ]
-
-
 def _funnel(funnel: Funnel, declaration: Declaration) -> list[FunnelRule]:
-    rules = [
+    """The rules, and what comes after them where it dropped anything."""
+    return [
         FunnelRule(
-            name=rule.name,
-            expression=declaration.select.get(rule.name, ""),
-            num_dropped_alone=rule.dropped_alone,
-            num_dropped_in_order=rule.dropped_in_order,
-            num_remaining=rule.remaining,
+            name=step.name,
+            expression=declaration.select.get(step.name) or STEPS.get(step.name, ""),
+            num_dropped_alone=step.alone,
+            num_dropped_in_order=step.in_order,
+            num_remaining=step.remaining,
         )
-        for rule in funnel.rules
+        for step in funnel.steps()
+        if funnel.num_records and (step.in_order or step.name not in (REMOVED, DECONTAMINATE))
     ]
-    remaining = rules[-1].num_remaining if rules else funnel.num_records
-    for name, told, dropped in (
-        ("removed", "tombstones", funnel.removed),
-        ("unique", "first of its duplicate cluster", funnel.unique),
-    ):
-        remaining -= dropped
-        if dropped or name == "unique":
-            rules.append(
-                FunnelRule(
-                    name=name,
-                    expression=told,
-                    num_dropped_alone=dropped,
-                    num_dropped_in_order=dropped,
-                    num_remaining=remaining,
-                )
-            )
-    return rules
-
-
-def _signals(store: Store, version: Version, declaration: Declaration) -> list[SignalHistogram]:
-    """Signals that differ from pair to pair, with the threshold of the first rule on each."""
-    found = []
-    for signal, column in HISTOGRAM_SIGNALS.items():
-        rows = [row for row in version.rows("signals") if row.signal == signal][:MAX_SHARDS]
-        if rows:
-            values = [read_table(store, row, columns=[column])[column].to_numpy() for row in rows]
-            threshold, keeps_above = _threshold(declaration, column)
-            histogram = SignalHistogram(
-                name=column,
-                values=np.concatenate(values),
-                threshold=threshold,
-                keeps_above=keeps_above,
-            )
-            if len(np.unique(histogram.values)) > 1:
-                found.append(histogram)
-    return found
-
-
-def _threshold(declaration: Declaration, column: str) -> tuple[float | None, bool]:
-    """The number that a rule compares a column with, and whether it keeps what is above."""
-    pattern = rf"\b{column}\s*(>=?|<=?)\s*(-?[0-9.]+)"
-    for rule in declaration.select.values():
-        if match := re.search(pattern, rule):
-            return float(match[2]), match[1].startswith(">")
-    return None, True
-
-
-def _image_shards(store: Store, version: Version) -> list[tuple[ShardRow, TokenShard]]:
-    rows = [row for row in version.rows("tokens") if row.num_images]
-    return [(row, read_token_shard(store, row)) for row in rows[:MAX_SHARDS]]
 
 
 def _lengths(shards: Sequence[TokenShard]) -> SentenceLengths | None:
@@ -185,36 +202,3 @@ def _codebook(shards: Sequence[TokenShard]) -> CodebookUsage | None:
         codes = words[words >= shard.header.num_patches] - shard.header.num_patches
         counts += np.bincount(codes, minlength=len(counts))
     return CodebookUsage(counts=counts)
-
-
-def _gallery(
-    store: Store, version: Version, shards: Sequence[tuple[ShardRow, TokenShard]]
-) -> list[GalleryPicture]:
-    """The shard's pictures with fewest and most codes, and some in between, in that order."""
-    if not shards:
-        return []
-    row, shard = max(shards, key=lambda item: item[0].num_images)
-    masks, _ = read_sentences(
-        shard.image,
-        num_patches=shard.header.num_patches,
-        codebook_size=shard.header.codebook_size,
-    )
-    order = np.argsort(masks.sum(1), kind="stable")
-    spread = np.linspace(0, len(order) - 1, min(GALLERY_PICTURES, len(order))).astype(int)
-    chosen = {shard.keys[order[place]]: int(order[place]) for place in spread}
-    (pairs,) = [
-        item
-        for item in version.rows("pairs")
-        if (item.source, item.shard) == (row.source, row.shard)
-    ]
-    read = read_records(store, pairs, images=chosen, captions=chosen)
-    found = {pair.key: pair for pair in read}
-    return [
-        GalleryPicture(
-            image=found[key].image,
-            keep_mask=masks[index],
-            grid=shard.header.grid,
-            caption=found[key].caption,
-        )
-        for key, index in chosen.items()
-    ]

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from schemas.catalog import ShardRow
 from schemas.errors import (
     ArtifactError,
+    ConflictError,
     CorruptShardError,
     DeclarationError,
     FingerprintError,
     LedgerError,
     NoSpaceError,
+    OutageError,
     PixeleseError,
     SourceError,
     WorkerError,
@@ -33,11 +34,13 @@ MAX_FAILURES = 3
 
 _FINAL = (
     ArtifactError,
+    ConflictError,
     CorruptShardError,
     DeclarationError,
     FingerprintError,
     LedgerError,
     NoSpaceError,
+    OutageError,
     SourceError,
 )
 """Errors that another attempt cannot mend: the run stops at once."""
@@ -46,8 +49,9 @@ _FINAL = (
 class Stage(Protocol):
     """What a worker does. Travels to the worker, and is opened there once."""
 
-    def open(self) -> Callable[[Any], list[ShardRow]]:
-        """Loads what the stage needs (models, tokenizers) and returns the work on one task."""
+    def open(self) -> Callable[[Any], list[Any]]:
+        """Loads what the stage needs (models, tokenizers) and returns the work on one task; its
+        results are catalog rows, or small values for the driver."""
         ...
 
 
@@ -66,8 +70,9 @@ def run_pool(
     num_workers: int,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
-) -> Iterator[tuple[Any, list[ShardRow]]]:
-    """Works on all tasks, and yields each with its rows as it is finished.
+    forbids: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Any, list[Any]]]:
+    """Works on all tasks, and yields each with its results as it is finished.
 
     Args:
         stage: what to do.
@@ -75,6 +80,7 @@ def run_pool(
         num_workers: actors; no more are started than there are tasks.
         num_cpus: CPUs an actor holds.
         num_gpus: GPUs an actor holds.
+        forbids: asked before each task is started; once True, those under way are the last.
 
     Raises:
         PixeleseError: a failure that another attempt cannot mend.
@@ -86,8 +92,10 @@ def run_pool(
     try:
         pool.start(min(num_workers, len(tasks)))
         while waiting or pool.busy:
-            while waiting and pool.idle:
+            while waiting and pool.idle and not forbids():
                 pool.submit(waiting.popleft())
+            if not pool.busy:
+                break
             attempt, rows, error = pool.next_result()
             if error is None:
                 yield attempt.task, rows
@@ -143,7 +151,7 @@ class _Pool:
         actor = self.idle.pop()
         self.busy[actor.run.remote(attempt.task)] = actor, attempt
 
-    def next_result(self) -> tuple[_Attempt, list[ShardRow], BaseException | None]:
+    def next_result(self) -> tuple[_Attempt, list[Any], BaseException | None]:
         """Waits for one task; its actor is idle afterwards, or replaced where it died."""
         from ray.exceptions import RayError, RayTaskError
 
@@ -171,9 +179,9 @@ class _Worker:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._work: Callable[[Any], list[ShardRow]] | None = None
+        self._work: Callable[[Any], list[Any]] | None = None
 
-    def run(self, task: Any) -> list[ShardRow]:
+    def run(self, task: Any) -> list[Any]:
         if self._work is None:
             self._work = self._stage.open()
         return self._work(task)

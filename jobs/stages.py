@@ -3,7 +3,8 @@
 Everything heavy is imported inside `open`, which runs in the worker.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ from pipeline.lineage import Wanted
 from pipeline.plan import Work
 from schemas.catalog import ShardRow
 from schemas.declaration import Declaration, Source
+from schemas.errors import ConflictError
+from schemas.ledger import State
 from schemas.storage import Store
 
 if TYPE_CHECKING:
-    from pipeline.sources import SourceFile
+    from pipeline.evaluation_sets import EvaluationPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +28,13 @@ class FetchStage:
     declaration: Declaration
 
     def open(self) -> Callable[[Work], list[ShardRow]]:
+        from pipeline.blocklist import read_blocklist
+        from pipeline.decoder import Decoder
         from pipeline.fetch import fetch_shard
+        from pipeline.reception import Arrival
+
+        blocklist = read_blocklist(self.store, self.declaration.fetch)
+        decoder = Decoder[Arrival](self.declaration.images)
 
         def work(task: Work) -> list[ShardRow]:
             source = self.declaration.source(task.made_from.source)
@@ -35,10 +44,22 @@ class FetchStage:
                 source=source,
                 fetch=self.declaration.fetch,
                 images=self.declaration.images,
+                decoder=decoder,
+                blocklist=blocklist,
+                earlier=task.earlier,
             )
             return [row]
 
         return work
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasureTask:
+    """One pair shard, the signals that it lacks, and those that it has."""
+
+    pairs: ShardRow
+    wanted: list[Wanted]
+    existing: list[ShardRow]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,16 +69,15 @@ class MeasureStage:
     store: Store
     declaration: Declaration
 
-    def open(self) -> Callable[[Work], list[ShardRow]]:
+    def open(self) -> Callable[[MeasureTask], list[ShardRow]]:
         from pipeline.measure import measure_shard
         from pipeline.signals import open_signals
 
         _single_thread()
-        signals = {item.schema.name: item for item in open_signals(self.declaration, self.store)}
+        signals = open_signals(self.declaration, self.store)
 
-        def work(task: Work) -> list[ShardRow]:
-            signal = signals[task.wanted.signal]
-            return [measure_shard(self.store, task.made_from, signal, task.wanted)]
+        def work(task: MeasureTask) -> list[ShardRow]:
+            return measure_shard(self.store, task.pairs, signals, task.wanted, task.existing)
 
         return work
 
@@ -113,34 +133,38 @@ def _device() -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IntakeTask:
-    """One source whose list changed."""
+class RetryTask:
+    """One source, and which of its rows are to be fetched once more."""
 
     source: Source
-    files: "list[SourceFile]"
-    known: list[ShardRow]
-    """The source's intake shards so far."""
+    pairs: list[ShardRow]
+    intake: list[ShardRow]
+    states: frozenset[State]
+    """Where the newest attempt at a row ended."""
     next_ordinal: int
+    next_shard: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IntakeStage:
-    """Source lists to intake shards of their new rows."""
+class RetryStage:
+    """Ledgers to intake shards of the rows that failed."""
 
     store: Store
     declaration: Declaration
 
-    def open(self) -> Callable[[IntakeTask], list[ShardRow]]:
-        from pipeline.intake import take_in
+    def open(self) -> Callable[[RetryTask], list[ShardRow]]:
+        from pipeline.retry import take_in_again
 
-        def work(task: IntakeTask) -> list[ShardRow]:
-            rows = take_in(
+        def work(task: RetryTask) -> list[ShardRow]:
+            rows = take_in_again(
                 self.store,
                 task.source,
-                task.files,
+                pairs=task.pairs,
+                intake=task.intake,
+                states=task.states,
                 fetch=self.declaration.fetch,
-                known=task.known,
                 next_ordinal=task.next_ordinal,
+                next_shard=task.next_shard,
             )
             return list(rows)
 
@@ -155,6 +179,23 @@ class RelateTask:
     image_signals: list[ShardRow]
     existing: list[ShardRow]
     wanted: list[Wanted]
+    evaluation: dict[str, str]
+    """Evaluation set -> the path of its hashes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationStage:
+    """Evaluation sets to lists of hashes, each as its plan says."""
+
+    store: Store
+
+    def open(self) -> "Callable[[EvaluationPlan], list[str]]":
+        from pipeline.evaluation_sets import write_hash_list
+
+        def work(task: "EvaluationPlan") -> list[str]:
+            return [write_hash_list(self.store, task)]
+
+        return work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,17 +203,28 @@ class RelateStage:
     """Hashes of the whole corpus to relations, in one pass."""
 
     store: Store
+    declaration: Declaration
 
     def open(self) -> Callable[[RelateTask], list[ShardRow]]:
+        from pipeline.decontaminate import load_evaluation_hashes
         from pipeline.relate import relate
 
         def work(task: RelateTask) -> list[ShardRow]:
+            distance = self.declaration.duplicates.distance
+            sets = sorted(self.declaration.decontaminate, key=lambda item: item.name)
             rows = relate(
                 self.store,
                 task.shards,
                 image_signals={(row.source, row.shard): row for row in task.image_signals},
                 existing={(row.source, row.shard): row for row in task.existing},
                 wanted={(item.source, item.shard): item for item in task.wanted},
+                distance=distance,
+                evaluation=[
+                    load_evaluation_hashes(
+                        self.store, item, task.evaluation[item.name], distance=distance
+                    )
+                    for item in sets
+                ],
             )
             return list(rows)
 
@@ -201,6 +253,8 @@ class SelectStage:
         from pipeline.tombstones import read_tombstones
 
         def work(task: SelectTask) -> list[ShardRow]:
+            tombstones = read_tombstones(self.store)
+            _check_planned(tombstones.digest, task.wanted)
             shards = write_selections(
                 self.store,
                 task.shards,
@@ -208,8 +262,17 @@ class SelectStage:
                 task.relations,
                 self.declaration,
                 {(item.source, item.shard): item for item in task.wanted},
-                read_tombstones(self.store),
+                tombstones,
             )
             return [row for rows in shards for row in rows]
 
         return work
+
+
+def _check_planned(tombstones: str, wanted: Iterable[Wanted]) -> None:
+    """A removal that came after the plan must not end under the fingerprint of the plan."""
+    if any(json.loads(item.parts)["tombstones"] != tombstones for item in wanted):
+        raise ConflictError(
+            "content was removed from the corpus while this apply worked: run it again, it goes on "
+            "from here"
+        )

@@ -1,26 +1,22 @@
 """Which addresses may be connected to, and a connection to exactly the address that was checked.
 
 A URL from the web may name this machine, its cloud's metadata service or the network behind it, by
-a name, a redirect, a mapped IPv6 form or an octal number. So the name is resolved here, once, every
-address it has is checked, and the socket goes to a checked address: a second answer of a rebinding
-name server is never asked for. The price is that a host with one private address among public ones
-is refused altogether.
+a name, a redirect, a mapped IPv6 form or an octal number. So the name is resolved here, every
+address it has is checked, and the socket goes to an address that was checked: what a rebinding name
+server would answer to a second question is of no interest. The price is that a host with one
+private address among public ones is refused altogether.
 """
 
+import errno
 import ipaddress
 import socket
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
-from typing import Any
 
+from pipeline.deadline import Deadline
 from pipeline.failures import FetchError
-from schemas.ledger import State
+from pipeline.resolver import Answer, IPAddress, Resolver, SocketAddress
+from schemas.state import State
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-SocketAddress = tuple[Any, ...]
 _Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 _BLOCKED_V4: _Networks = tuple(
@@ -64,36 +60,27 @@ _INTRANET: _Networks = tuple(
         "fc00::/7",
     )
 )
+_METADATA: _Networks = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "100.100.100.200/32",
+        "168.63.129.16/32",
+        "fd00:ec2::/32",
+        "fd20:ce::/32",
+    )
+)
+"""Services of clouds that hand out machines' credentials, where they are not link-local: inside
+private networks, and one inside the public space."""
+_BLOCKED_RANGES = tuple(
+    (int(network.network_address), int(network.broadcast_address))
+    for network in (*_BLOCKED_V4, *_METADATA)
+    if network.version == 4
+)
+"""As numbers: 2 microseconds a check in place of 16."""
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _SIX_TO_FOUR = ipaddress.ip_network("2002::/16")
-
-_ERRORS = {
-    socket.EAI_NONAME: "no_such_host",
-    socket.EAI_NODATA: "no_such_host",
-    socket.EAI_AGAIN: "try_again",
-    socket.EAI_FAIL: "server_failed",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """A moment after which a request is over, whatever it is doing."""
-
-    at: float
-    """On the clock of `time.monotonic`."""
-
-    @classmethod
-    def after(cls, seconds: float) -> "Deadline":
-        return cls(time.monotonic() + seconds)
-
-    def left(self) -> float:
-        """Seconds left, always positive. Raises FetchError(timeout) when there are none."""
-        seconds = self.at - time.monotonic()
-        if seconds <= 0:
-            raise FetchError(State.TIMEOUT, "deadline")
-        return seconds
 
 
 def is_public(address: IPAddress) -> bool:
@@ -102,7 +89,8 @@ def is_public(address: IPAddress) -> bool:
     An IPv6 address that stands for an IPv4 one (mapped, compatible, NAT64, 6to4) is judged by it.
     """
     if isinstance(address, ipaddress.IPv4Address):
-        return not any(address in network for network in _BLOCKED_V4)
+        number = int(address)
+        return not any(first <= number <= last for first, last in _BLOCKED_RANGES)
     embedded = _embedded_v4(address)
     if embedded is not None:
         return is_public(embedded)
@@ -110,10 +98,12 @@ def is_public(address: IPAddress) -> bool:
 
 
 def is_public_or_intranet(address: IPAddress) -> bool:
-    """The same, or loopback, or a private network. Link-local addresses, where clouds hand out
-    their machines' credentials, are in neither."""
+    """The same, or loopback, or a private network. Addresses where clouds hand out their machines'
+    credentials are in neither."""
     embedded = _embedded_v4(address) if isinstance(address, ipaddress.IPv6Address) else None
     inner = address if embedded is None or int(address) == 1 else embedded
+    if any(inner in network for network in _METADATA):
+        return False
     return is_public(address) or any(inner in network for network in _INTRANET)
 
 
@@ -130,15 +120,10 @@ class AddressGuard:
     """Resolves, checks and connects. One serves all threads of a worker."""
 
     def __init__(
-        self, *, num_threads: int, is_allowed: Callable[[IPAddress], bool] = is_public
+        self, resolver: Resolver, *, is_allowed: Callable[[IPAddress], bool] = is_public
     ) -> None:
+        self._resolver = resolver
         self._is_allowed = is_allowed
-        # The C resolver knows no deadline: it runs aside, and is left behind when time is up.
-        self._resolvers = ThreadPoolExecutor(num_threads, thread_name_prefix="resolve")
-
-    def close(self) -> None:
-        """Lets the resolver threads go."""
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
 
     def connect(self, host: str, port: int, deadline: Deadline) -> socket.socket:
         """A TCP connection to a checked address of a host.
@@ -146,49 +131,53 @@ class AddressGuard:
         Raises:
             FetchError: `dns_error`, `blocked_address`, `connection_error` or `timeout`.
         """
-        failure: OSError | None = None
-        addresses = self.checked_addresses(host, port, deadline)
-        for num_tried, (family, address) in enumerate(addresses):
-            # An address that swallows packets must leave time for the next one.
-            share_seconds = deadline.left() / (len(addresses) - num_tried)
-            try:
-                return _open_socket(family, address, share_seconds)
-            except OSError as error:
-                failure = error
-        if isinstance(failure, TimeoutError):
-            raise FetchError(State.TIMEOUT, "connect") from failure
-        reason = "refused" if isinstance(failure, ConnectionRefusedError) else "unreachable"
-        raise FetchError(State.CONNECTION_ERROR, reason) from failure
+        return open_socket(self.checked_addresses(host, deadline), port, deadline)
 
-    def checked_addresses(
-        self, host: str, port: int, deadline: Deadline
-    ) -> list[tuple[socket.AddressFamily, SocketAddress]]:
+    def checked_addresses(self, host: str, deadline: Deadline) -> Answer:
         """The addresses of a host, all of them allowed. Raises as `connect`."""
-        found = self._resolve(host, port, deadline)
-        for _, address in found:
-            if not self._is_allowed(ipaddress.ip_address(str(address[0]).partition("%")[0])):
+        found = self._resolver.addresses(host, deadline)
+        for address in found:
+            if not self._is_allowed(address.ip):
                 raise FetchError(State.BLOCKED_ADDRESS, "not_public")
         return found
 
-    def _resolve(
-        self, host: str, port: int, deadline: Deadline
-    ) -> list[tuple[socket.AddressFamily, SocketAddress]]:
-        answer = self._resolvers.submit(
-            socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-        )
+
+def open_socket(addresses: Answer, port: int, deadline: Deadline) -> socket.socket:
+    """A TCP connection to the first address that takes one.
+
+    Raises:
+        FetchError: `timeout`, reason `connect`; `connection_error`: `refused`, `unreachable` (the
+            host), `network_unreachable` or `no_socket` (this machine).
+    """
+    failures: list[OSError] = []
+    for num_tried, address in enumerate(addresses):
+        # An address that swallows packets must leave time for the next one.
+        share_seconds = deadline.left() / (len(addresses) - num_tried)
         try:
-            found = answer.result(timeout=deadline.left())
-        except FutureTimeoutError:
-            answer.cancel()
-            raise FetchError(State.TIMEOUT, "dns") from None
-        except socket.gaierror as error:
-            reason = _ERRORS.get(error.errno or 0, "failed")
-            # A name that does not exist will not exist in a second either.
-            is_final = reason == "no_such_host"
-            raise FetchError(State.DNS_ERROR, reason, is_final=is_final) from error
-        except UnicodeError as error:  # a label that is no host name
-            raise FetchError(State.BAD_ROW, "bad_url") from error
-        return [(family, address) for family, _, _, _, address in found]
+            return _open_socket(address.family, address.at(port), share_seconds)
+        except OSError as error:
+            failures.append(error)
+    # IPv6 is missing from many machines: what an IPv4 address met tells more.
+    failure = min(failures, key=lambda error: error.errno == errno.ENETUNREACH)
+    if isinstance(failure, TimeoutError):
+        raise FetchError(State.TIMEOUT, "connect") from failure
+    raise FetchError(State.CONNECTION_ERROR, _reason(failure)) from failure
+
+
+_OF_THIS_MACHINE = {
+    errno.ENETUNREACH: "network_unreachable",
+    errno.ENETDOWN: "network_unreachable",
+    errno.EMFILE: "no_socket",
+    errno.ENFILE: "no_socket",
+    errno.ENOBUFS: "no_socket",
+    errno.EADDRNOTAVAIL: "no_socket",  # all local ports are taken
+}
+
+
+def _reason(failure: OSError) -> str:
+    if isinstance(failure, ConnectionRefusedError):
+        return "refused"
+    return _OF_THIS_MACHINE.get(failure.errno or 0, "unreachable")
 
 
 def _open_socket(

@@ -42,6 +42,8 @@ class Candidates:
     """Rule -> (R,) True passes, in the rules' declared order; none for documents."""
     removed: NDArray[np.bool_]
     """(R,) True where there is a tombstone."""
+    contaminated: NDArray[np.bool_]
+    """(R,) True where the picture is in an evaluation set."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -92,6 +94,7 @@ class CandidateReader:
             clusters=keys,
             passes={},
             removed=removed_documents(self.tombstones, table),
+            contaminated=np.zeros(len(keys), np.bool_),
         )
 
     def _pairs(self, shard: ShardRow) -> Candidates:
@@ -100,13 +103,15 @@ class CandidateReader:
         verdicts = frame.with_columns(
             rule.expression.alias(f"rule {rule.name}") for rule in self.rules
         )
+        clusters, contaminated = self._relations(shard, keys)
         return Candidates(
             keys=keys,
             images=images,
             captions=frame["caption_sha256"].to_list(),
-            clusters=self._clusters(shard, keys),
+            clusters=clusters,
             passes={rule.name: verdicts[f"rule {rule.name}"].to_numpy() for rule in self.rules},
             removed=removed_pairs(self.store, self.tombstones, shard, keys, images),
+            contaminated=contaminated,
         )
 
     def _signal_frame(self, shard: ShardRow) -> pl.DataFrame:
@@ -130,14 +135,21 @@ class CandidateReader:
         assert isinstance(frame, pl.DataFrame)
         return frame
 
-    def _clusters(self, shard: ShardRow, keys: list[str]) -> list[str]:
-        if self.declaration.unique is None and self.declaration.split.validation == 0:
-            return keys
+    def _relations(self, shard: ShardRow, keys: list[str]) -> tuple[list[str], NDArray[np.bool_]]:
+        """Clusters and hits of evaluation sets, as far as the declaration looks at them."""
+        has_clusters = self.declaration.unique is not None or self.declaration.split.validation > 0
+        columns = ["cluster"] if has_clusters else []
+        if self.declaration.decontaminate:
+            columns.append("contaminated_by")
+        contaminated = np.zeros(len(keys), np.bool_)
+        if not columns:
+            return keys, contaminated
         row = self.relations[shard.source, shard.shard]
-        table = read_table(self.store, row, columns=["key", "cluster"])
+        table = read_table(self.store, row, columns=["key", *columns])
         _check_same(pa.chunked_array([pa.array(keys, pa.string())]), table["key"], row)
-        clusters: list[str] = table["cluster"].to_pylist()
-        return clusters
+        if self.declaration.decontaminate:
+            contaminated = table["contaminated_by"].is_valid().to_numpy()
+        return table["cluster"].to_pylist() if has_clusters else keys, contaminated
 
 
 def _check_same(keys: pa.ChunkedArray, found: pa.ChunkedArray, row: ShardRow) -> None:

@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from pipeline.evaluation_sets import (
+    NOT_READ,
+    EvaluationPlan,
+    find_hash_lists,
+    list_digest,
+    plan_evaluation_sets,
+)
 from pipeline.state import CorpusState
 from schemas.declaration import Declaration, load_declaration, resolve
 from schemas.signals import SignalSchema
@@ -71,6 +78,27 @@ class Corpus:
         url = self.text_tokenizer_url
         return "" if url is None else self.readers.text(url)
 
+    @cached_property
+    def evaluation_sets(self) -> list[EvaluationPlan]:
+        """The evaluation sets as their files were when this was first asked.
+
+        Raises:
+            SourceError: a set is missing or empty.
+        """
+        return plan_evaluation_sets(self.declaration, self.store)
+
+    def hash_lists(self) -> dict[str, str]:
+        """Evaluation set -> the path of its hashes, of those that have been read by now."""
+        return find_hash_lists(self.store, self.evaluation_sets)
+
+    def evaluation_digests(self) -> dict[str, str]:
+        """Evaluation set -> a digest of its hashes, or NOT_READ."""
+        lists = self.hash_lists()
+        return {
+            item.name: list_digest(lists[item.name]) if item.name in lists else NOT_READ
+            for item in self.evaluation_sets
+        }
+
     def signal_settings(self, signal: DeclaredSignal) -> dict[str, Any]:
         """A signal's settings; a model's digest is computed once."""
         name = signal.schema.name
@@ -79,8 +107,14 @@ class Corpus:
         return self._settings[name]
 
 
-def open_corpus(url: str, *, readers: TokenizerReaders) -> Corpus:
+def open_corpus(url: str, *, readers: TokenizerReaders, check_files: bool | None = None) -> Corpus:
     """Opens a corpus.
+
+    Args:
+        url: a folder or bucket prefix.
+        readers: how tokenizers' fingerprints are read.
+        check_files: count an output only if its file is still there. A listing of 100,000 shards
+            takes seconds on a disk and a minute on an object store; None looks on a disk alone.
 
     Raises:
         DeclarationError: there is no corpus.yaml, or it is wrong (an unknown signal in a rule too).
@@ -95,7 +129,9 @@ def open_corpus(url: str, *, readers: TokenizerReaders) -> Corpus:
         store=store,
         declaration=declaration,
         text=text,
-        state=CorpusState(store),
+        state=CorpusState(
+            store, check_files=store.is_local if check_files is None else check_files
+        ),
         signals=open_signals(declaration, store),
         readers=readers,
     )

@@ -2,16 +2,17 @@
 
 img2dataset brings the thread pool, its back-pressure and its loop; its seams take our opener (what
 may be fetched, and how long it may take), our resizer (what is an image) and our writer (what is
-kept of it). One download a process at a time: urllib's opener belongs to the process.
+kept of it). The resizer only hands an image to the decoder's process, so that the loop goes on; the
+outcomes are gathered at the end. One download a process at a time: urllib's opener belongs to the
+process.
 
-The caller compares what comes back with what it asked for: `Downloader` prints late exceptions and
-goes on, and the row of such an image is in no result.
+Bytes in memory are bounded: each thread may hold the body it is reading, 128 MB may wait for the
+loop, 64 MB for the decoder. The caller compares what comes back with what it asked for: where a
+late exception remains, `Downloader` prints it and goes on, and its row is in no result.
 """
 
 import dataclasses
 import io
-import logging
-import os
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -21,58 +22,88 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.byte_budget import ByteBudget
 from pipeline.failures import parse_failure
-from pipeline.images import prepare_image
-from pipeline.opener import SafeOpener
-from pipeline.outcomes import Outcome, Prepare, WaitingRoom, failed, receive
-from schemas.declaration import Fetch, Images
+from pipeline.img2dataset_parts import downloader_class
+from pipeline.opener import Reply, SafeOpener
+from pipeline.outcomes import Outcome, failed
+from pipeline.reception import Arrival, Reception
+from schemas.declaration import Fetch
 from schemas.errors import PixeleseError
 from schemas.storage import storage_errors
 
+MAX_WAITING_BYTES = 128 << 20
+"""Bodies that have come and wait for img2dataset's loop."""
 _ONE_AT_A_TIME = threading.Lock()
-
-log = logging.getLogger(__name__)
 
 
 def download(
-    urls: Mapping[str, str],
-    *,
-    fetch: Fetch,
-    images: Images,
-    folder: Path,
-    room: WaitingRoom,
-    prepare: Prepare = prepare_image,
+    urls: Mapping[str, str], *, fetch: Fetch, folder: Path, reception: Reception
 ) -> dict[str, Outcome]:
     """Fetches URLs, each once.
 
     Args:
         urls: `fetch_id` -> URL.
         fetch: limits of requests.
-        images: limits of images, and how they are stored.
         folder: an empty local folder for img2dataset's own files.
-        room: takes the stored images.
-        prepare: makes the stored form of an image.
+        reception: takes the images.
 
     Returns:
         `fetch_id` -> outcome. One that img2dataset lost is missing.
 
     Raises:
+        OutageError: fetching stopped, and the list is not at fault.
         StorageError: no space, or the scratch folder cannot be written.
+        WorkerError: the decoder cannot be started.
     """
     if not urls:
         return {}
-    fetch_ids = list(urls)
-    task = folder / "urls.arrow"
-    _write_task(task, [urls[fetch_id] for fetch_id in fetch_ids])
-    with _ONE_AT_A_TIME, _installed(SafeOpener(fetch)) as opener:
-        collector = _Collector(opener=opener, images=images, room=room, prepare=prepare)
-        downloader = _downloader(collector, fetch, folder, len(fetch_ids))
-        # Not its __call__, which turns every exception into a printed line.
-        with storage_errors("write", str(folder)):
-            downloader.download_shard((0, str(task)))
-        if collector.error is not None:
-            raise collector.error
-    return {fetch_ids[place]: outcome for place, outcome in collector.outcomes.items()}
+    opener = SafeOpener(fetch, refuse=reception.blocklist.of_url)
+    with _ONE_AT_A_TIME, _installed(opener) as gate:
+        collector = _Collector(gate, reception)
+        for number, wanted in enumerate(gate.opener.rounds(urls.values())):
+            task = folder / f"urls-{number}.arrow"
+            _write_task(task, wanted)
+            # Not its __call__, which turns every exception into a printed line.
+            with storage_errors("write", str(folder)):
+                _downloader(collector, fetch, folder, len(wanted)).download_shard((0, str(task)))
+            if collector.error is not None:
+                raise collector.error
+        if gate.opener.outage is not None:
+            raise gate.opener.outage
+    reception.finish()
+    outcomes = collector.outcomes()
+    return {fetch_id: outcomes[url] for fetch_id, url in urls.items() if url in outcomes}
+
+
+class _Gate:
+    """The opener as urllib sees it: a body that has come waits here until there is room for it."""
+
+    def __init__(self, opener: SafeOpener) -> None:
+        self.opener = opener
+        self._budget = ByteBudget(MAX_WAITING_BYTES)
+
+    def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
+        """urllib's entry."""
+        body = self.opener.open(fullurl, data, timeout)
+        num_bytes = body.seek(0, io.SEEK_END)
+        body.seek(0)
+        self._budget.take(fullurl.full_url, num_bytes)
+        return body
+
+    def leave(self, url: str) -> Reply | None:
+        """Takes note that a URL's body has left the loop. How it came, if it came."""
+        self._budget.give(url)
+        return self.opener.facts(url)
+
+    def stop(self) -> None:
+        """Ends all requests and waits: the shard is lost anyway."""
+        self.opener.stop()
+        self._budget.open()
+
+    def close(self) -> None:
+        self.stop()
+        self.opener.close()
 
 
 class _Collector:
@@ -81,62 +112,67 @@ class _Collector:
     Both are called by the downloader's own thread, one image after the other.
     """
 
-    def __init__(
-        self, *, opener: SafeOpener, images: Images, room: WaitingRoom, prepare: Prepare
-    ) -> None:
-        self.outcomes: dict[int, Outcome] = {}
-        """By place in the list of URLs."""
+    def __init__(self, gate: _Gate, reception: Reception) -> None:
         self.error: PixeleseError | None = None
         """What ends the whole shard, such as a full disk."""
-        self._opener = opener
-        self._images = images
-        self._room = room
-        self._prepare = prepare
+        self._gate = gate
+        self._reception = reception
+        self._arrived: dict[str, tuple[Arrival, Reply | None]] = {}  # by URL
 
     def resize(self, stream: io.BytesIO, blurring_bbox_list: None = None) -> tuple[Any, ...]:
         """img2dataset's resizer: (image, width, height, original width and height, error).
 
-        The image is an Outcome, and there is never an error: a refused image has more to tell than
-        a message, and the writer takes whatever comes.
+        The image is what `write` takes, and there is never an error: a refused image has more to
+        tell than a message.
         """
-        try:
-            outcome = receive(stream.getvalue(), self._images, self._room, prepare=self._prepare)
-        except PixeleseError as error:
-            # The downloader would print it and go on with a full disk, losing row after row.
-            self.error = self.error or error
-            self._opener.stop()
-            raise
-        return outcome, None, None, None, None, None
+        with self._ending_on_error():
+            return self._reception.take(stream.getvalue()), None, None, None, None, None
 
     def writer(self, *_: Any) -> "_Collector":
         """img2dataset's writer class."""
         return self
 
-    def write(self, image: Outcome | None, key: str, caption: None, meta: dict[str, Any]) -> None:
-        """Takes one result. `key` is the place in the list."""
-        facts = self._opener.facts(meta["url"])
-        if image is None:
-            outcome = failed(parse_failure(meta["error_message"]))
-        elif facts is None:
-            outcome = image
-        else:
-            outcome = dataclasses.replace(
-                image, attempts=facts.attempts, http_status=facts.http_status
-            )
-        log.debug("fetched url=%s state=%s reason=%s", meta["url"], outcome.state, outcome.reason)
-        self.outcomes[int(key)] = outcome
+    def write(self, image: Arrival | None, key: str, caption: None, meta: dict[str, Any]) -> None:
+        """Takes one result."""
+        url = meta["url"]
+        reply = self._gate.leave(url)
+        if image is not None:
+            self._arrived[url] = image, reply
+            return
+        self._arrived[url] = Arrival(outcome=failed(parse_failure(meta["error_message"]))), None
+        with self._ending_on_error():
+            self._reception.look()
 
     def close(self) -> None:
         """img2dataset's writer: nothing is open."""
 
+    @contextmanager
+    def _ending_on_error(self) -> Iterator[None]:
+        """The downloader would print an error and go on with a full disk, losing row after row."""
+        if self.error is not None:
+            raise self.error
+        try:
+            yield
+        except PixeleseError as error:
+            self.error = error
+            self._gate.stop()
+            raise
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """URL -> outcome, once the reception has finished."""
+        return {url: _outcome(*arrived) for url, arrived in self._arrived.items()}
+
+
+def _outcome(arrival: Arrival, reply: Reply | None) -> Outcome:
+    if reply is None:
+        return arrival.settled
+    return dataclasses.replace(
+        arrival.settled, attempts=reply.attempts, http_status=reply.http_status
+    )
+
 
 def _downloader(collector: _Collector, fetch: Fetch, folder: Path, num_urls: int) -> Any:
-    # Importing it (3 s) asks a package index for news and starts wandb unless told not to.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    os.environ.setdefault("WANDB_MODE", "disabled")
-    from img2dataset.downloader import Downloader
-
-    return Downloader(
+    return downloader_class()(
         sample_writer_class=collector.writer,
         resizer=collector.resize,
         thread_count=min(fetch.num_threads, num_urls),
@@ -163,12 +199,13 @@ def _write_task(path: Path, urls: list[str]) -> None:
 
 
 @contextmanager
-def _installed(opener: SafeOpener) -> Iterator[SafeOpener]:
-    """Makes an opener the process' own for a while."""
+def _installed(opener: SafeOpener) -> Iterator[_Gate]:
+    """Makes an opener, behind its gate, the process' own for a while."""
+    gate = _Gate(opener)
     before = urllib.request._opener  # type: ignore[attr-defined]
-    urllib.request.install_opener(opener)
+    urllib.request.install_opener(gate)  # type: ignore[arg-type]
     try:
-        yield opener
+        yield gate
     finally:
         urllib.request.install_opener(before)
-        opener.close()
+        gate.close()

@@ -105,7 +105,7 @@ def encode_shard(
     _encode(store, shard, keys, images, text)
     if images.is_new and text.is_new and (shard.kind == "intake" or image_tokenizer is not None):
         _check_records(keys, images, text, wanted, shard)
-    row = _publish(store, header, keys, text.rows(keys), images.rows(keys), wanted)
+    row = publish_tokens(store, header, keys, text.rows(keys), images.rows(keys), wanted)
     environments = {
         *([image_tokenizer.numeric] if image_tokenizer is not None and images.num_encoded else []),
         *([previous.numeric] if previous is not None and images.num_taken_over(keys) else []),
@@ -216,7 +216,7 @@ def _check_records(
         )
 
 
-def _publish(
+def publish_tokens(
     store: Store,
     header: TokenShardHeader,
     keys: Sequence[str],

@@ -7,9 +7,13 @@ what comes back is the state itself and no guess from free text.
 import json
 
 from schemas.fingerprint import canonical_json
-from schemas.ledger import TRANSIENT, State
+from schemas.state import TRANSIENT, State
 
 _MARK = "pixelese"
+
+
+class Postponed(Exception):
+    """A request that is left for another round over the shard: its host is busy or silent now."""
 
 
 class FetchError(Exception):
@@ -40,7 +44,19 @@ class FetchError(Exception):
         self.http_status = http_status
         self.retry_after_seconds = retry_after_seconds
         self.attempts = attempts
+        self.host: str | None = None
+        """Where it happened, which after a redirect is not the host of the row."""
         self.is_transient = state in TRANSIENT and not is_final
+
+    def copy(self) -> "FetchError":
+        """The same failure, for another row."""
+        return FetchError(
+            self.state,
+            self.reason,
+            http_status=self.http_status,
+            retry_after_seconds=self.retry_after_seconds,
+            is_final=not self.is_transient,
+        )
 
     def __str__(self) -> str:
         """The failure as one line of JSON; `parse_failure` reads it back."""

@@ -1,18 +1,20 @@
 """Fetches one intake shard into a pair shard: a tar of stored pairs, and a ledger of all rows.
 
 Every input row is in the ledger, in exactly one state: those that needed no fetching, those that
-came, those that failed, and those that the downloader lost on its way (`internal_error`, `lost`).
-The ledger must balance before anything is published. What the web gives is given once, so a tar is
-named by its content; the same bytes received give the same tar, in whatever order they came.
+must not be fetched, those that came, those that failed, and those that the downloader lost on its
+way (`internal_error`, `lost`). The ledger must balance before anything is published. What the web
+gives is given once, so a tar is named by its content; the same bytes received give the same tar, in
+whatever order they came. 10,000 rows take half a gigabyte of scratch space, and 170 MB of memory
+beyond what the worker has loaded.
 """
 
+import contextlib
 import io
 import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,19 @@ import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.blocklist import Blocklist, read_blocklist
+from pipeline.decoder import Decoder
 from pipeline.download import download
-from pipeline.images import prepare_image
+from pipeline.known_pictures import take_known
 from pipeline.members import read_members
-from pipeline.outcomes import Outcome, Prepare, WaitingRoom
+from pipeline.outcomes import Outcome, WaitingRoom
 from pipeline.pair_shard import Pair, write_pairs
+from pipeline.provenance import observation_parts
+from pipeline.reception import Arrival, Reception
 from schemas.catalog import ShardRow
 from schemas.declaration import Fetch, Images, Source
 from schemas.errors import CorruptShardError
-from schemas.fingerprint import canonical_json, file_sha256, records_digest
+from schemas.fingerprint import bytes_sha256, canonical_json, file_sha256, records_digest
 from schemas.layout import ledger_path, pairs_path
 from schemas.ledger import INTAKE_SCHEMA, LEDGER_SCHEMA, State, check_closed, count_states
 from schemas.record import caption_sha256
@@ -61,7 +67,9 @@ def fetch_shard(
     source: Source,
     fetch: Fetch,
     images: Images,
-    prepare: Prepare = prepare_image,
+    decoder: Decoder[Arrival] | None = None,
+    blocklist: Blocklist | None = None,
+    earlier: Sequence[ShardRow] = (),
 ) -> ShardRow:
     """Makes the pair shard of an intake shard, and publishes it with its ledger.
 
@@ -69,29 +77,40 @@ def fetch_shard(
         store: the corpus.
         intake: an intake shard of a source with images.
         source: where its rows come from.
-        fetch: limits of requests.
+        fetch: limits of requests, and what is blocked.
         images: limits of images, and how they are stored.
-        prepare: makes the stored form of an image; to put a process with limits around it.
+        decoder: of these `images`; kept by a worker that has more shards to fetch.
+        blocklist: that of `fetch`, where it is read already.
+        earlier: pair shards of the source; pictures that they have are not fetched again.
 
     Returns:
         the catalog row of kind `pairs`.
 
     Raises:
         LedgerError: rows and states do not add up; nothing is published.
-        SourceError: a tar or folder cannot be read any more.
+        SourceError: a tar or folder cannot be read any more, or a blocklist cannot be read.
         StorageError: the corpus or its scratch space cannot be written.
         CorruptShardError: the intake shard is not the one in the catalog.
+        OutageError: the web cannot be reached, and the list is not at fault.
+        WorkerError: no decoder can be started.
         ValueError: the source is one of texts, which are ready from intake on.
     """
     if source.kind == "text":
         raise ValueError(f"source {source.name!r} has texts: there is nothing to fetch")
     started = time.monotonic()
     rows = _read_intake(store, intake)
+    if blocklist is None:
+        blocklist = read_blocklist(store, fetch)
+    rows = [_strike_out(row, blocklist, has_urls=source.kind == "urls") for row in rows]
     folder = Path(tempfile.mkdtemp(prefix="fetch-", dir=store.scratch()))
     try:
-        with WaitingRoom(folder / "images") as room:
-            work = _Work(source=source, fetch=fetch, images=images, prepare=prepare)
-            outcomes = _fetch(store, rows, work, folder, room)
+        with contextlib.ExitStack() as stack:
+            room = stack.enter_context(WaitingRoom(folder / "images"))
+            decoder = decoder or stack.enter_context(Decoder(images))
+            reception = stack.enter_context(Reception(decoder, room, blocklist))
+            outcomes = take_known(store, rows, earlier, room, blocklist)
+            rest = [row for row in rows if row["fetch_id"] not in outcomes]
+            outcomes |= _fetch(store, rest, source, fetch, folder, reception)
             ledger = _ledger(rows, outcomes)
             states = count_states(row["state"] for row in ledger)
             check_closed(intake.num_rows, states, shard=f"{source.name}/{intake.shard}")
@@ -113,14 +132,6 @@ def fetch_shard(
     return row
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Work:
-    source: Source
-    fetch: Fetch
-    images: Images
-    prepare: Prepare
-
-
 def _read_intake(store: Store, intake: ShardRow) -> list[_Row]:
     path = store.local(intake.path, sha256=intake.sha256)
     check_digest(path, intake.sha256, name=intake.path)
@@ -134,32 +145,36 @@ def _read_intake(store: Store, intake: ShardRow) -> list[_Row]:
     return rows
 
 
+def _strike_out(row: _Row, blocklist: Blocklist, *, has_urls: bool) -> _Row:
+    """The row, with a state if it must not be fetched."""
+    if row["state"] is not None:
+        return row
+    reason = blocklist.of_row(row["row_id"], row["fetch_id"])
+    if reason is None and has_urls:
+        reason = blocklist.of_url(row["url"])
+    return row if reason is None else row | {"state": State.REMOVED.value, "reason": reason}
+
+
 def _fetch(
-    store: Store, rows: Sequence[_Row], work: _Work, folder: Path, room: WaitingRoom
+    store: Store,
+    rows: Sequence[_Row],
+    source: Source,
+    fetch: Fetch,
+    folder: Path,
+    reception: Reception,
 ) -> dict[str, Outcome]:
     """`fetch_id` -> outcome, for all that is still to be fetched; each once."""
     wanted: dict[str, _Row] = {}
     for row in rows:
         if row["state"] is None:
             wanted.setdefault(row["fetch_id"], row)
-    if work.source.kind == "urls":
+    if source.kind == "urls":
         scratch = folder / "img2dataset"
         scratch.mkdir()
-        return download(
-            {fetch_id: row["url"] for fetch_id, row in wanted.items()},
-            fetch=work.fetch,
-            images=work.images,
-            folder=scratch,
-            room=room,
-            prepare=work.prepare,
-        )
+        urls = {fetch_id: row["url"] for fetch_id, row in wanted.items()}
+        return download(urls, fetch=fetch, folder=scratch, reception=reception)
     return read_members(
-        wanted.values(),
-        store=store,
-        is_archive=work.source.kind == "tars",
-        images=work.images,
-        room=room,
-        prepare=work.prepare,
+        wanted.values(), store=store, is_archive=source.kind == "tars", reception=reception
     )
 
 
@@ -179,10 +194,24 @@ def _ledger_row(row: _Row, outcomes: Mapping[str, Outcome]) -> _Row:
     entry["flags"] = row["flags"] or []
     if row["state"] is not None:
         return entry | {"state": row["state"], "reason": row["reason"]}
-    outcome = outcomes.get(row["fetch_id"], _LOST)
+    outcome = _expected(outcomes.get(row["fetch_id"], _LOST), row["expected_sha256"])
     facts = {name: getattr(outcome, name) for name in _OUTCOME_FIELDS}
     flags = sorted({*entry["flags"], *outcome.flags})
     return entry | facts | {"state": outcome.state.value, "flags": flags}
+
+
+def _expected(outcome: Outcome, sha256: str | None) -> Outcome:
+    """The outcome for a row whose list says what the bytes are. Rows of one URL may differ in it,
+    so the picture is fetched once and judged for each."""
+    if sha256 is None or outcome.sha256 in (None, sha256) or outcome.state is State.REMOVED:
+        return outcome
+    return Outcome(
+        state=State.HASH_MISMATCH,
+        reason="sha256",
+        attempts=outcome.attempts,
+        http_status=outcome.http_status,
+        sha256=outcome.sha256,
+    )
 
 
 _OUTCOME_FIELDS = (
@@ -227,7 +256,10 @@ def _publish(
     path = pairs_path(intake.source, intake.shard, sha256)
     sink = io.BytesIO()
     pq.write_table(
-        pa.Table.from_pylist(list(ledger), schema=LEDGER_SCHEMA), sink, compression="zstd"
+        pa.Table.from_pylist(list(ledger), schema=LEDGER_SCHEMA),
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
     )
     # The ledger first: a tar that can be seen has its ledger beside it.
     store.write(ledger_path(path), sink.getvalue())
@@ -242,6 +274,7 @@ def _publish(
         ordinal=intake.ordinal,
         path=path,
         fingerprint=sha256,
+        parts=observation_parts(ledger_sha256=bytes_sha256(sink.getvalue())),
         records=records_digest(records),
         inputs=intake.sha256,
         sha256=sha256,

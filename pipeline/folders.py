@@ -43,6 +43,15 @@ def read_folder(source: Source, files: Sequence[SourceFile], store: Store) -> It
             yield image_row(content, place, caption, offset=0, size_bytes=file.size_bytes)
 
 
+def folder_groups(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+    """Each image with the caption files that `read_folder` looks for, in the order of images."""
+    captions = {file.url: file for file in files if _split(file.url)[1] in CAPTION_SUFFIXES}
+    for file in files:
+        if file.url not in captions:
+            names = (f"{_split(file.url)[0]}.{suffix}" for suffix in sorted(CAPTION_SUFFIXES))
+            yield [file, *(captions[name] for name in names if name in captions)]
+
+
 def _captions(image: SourceFile, captions: dict[str, SourceFile], column: str) -> list[str | None]:
     stem, _ = _split(image.url)
     text = _read_text(captions.get(f"{stem}.txt"))

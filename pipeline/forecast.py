@@ -25,9 +25,11 @@ from pipeline.plan import (
     plan_sources,
     text_shards,
 )
+from pipeline.retry import corpus_states
 from pipeline.select import evaluate, selected_rows
 from pipeline.tombstones import read_tombstones
 from schemas.catalog import ShardRow
+from schemas.ledger import TRANSIENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +61,15 @@ class Forecast:
     is_complete: bool
     """Whether that one can be trained on."""
     stages: list[StageForecast]
+    states: dict[str, int]
+    """Input rows by the state of their newest attempt."""
     funnel: Funnel
     """Over what can be selected now."""
+
+    @property
+    def num_transient(self) -> int:
+        """Rows that another attempt may bring."""
+        return sum(self.states.get(state.value, 0) for state in TRANSIENT)
 
     @property
     def is_current(self) -> bool:
@@ -89,6 +98,7 @@ def forecast(corpus: Corpus) -> Forecast:
             _intake(corpus, plan_sources(corpus)),
             *(_stage(corpus, plan) for plan in (fetch, measure, relate, select, encode)),
         ],
+        states=corpus_states(fetch.current, _declared_intake(corpus)),
         funnel=funnel,
     )
 
@@ -122,8 +132,7 @@ def _selection(
 
 def _intake(corpus: Corpus, sources: Iterable[SourcePlan]) -> StageForecast:
     """Lists that changed, and how many of their rows are new."""
-    names = {source.name for source in corpus.declaration.sources}
-    num_current = sum(row.source in names for row in corpus.state.rows("intake"))
+    num_current = len(_declared_intake(corpus))
     reasons, num_rows = {}, 0
     for source in sources:
         if source.changed:
@@ -139,6 +148,11 @@ def _intake(corpus: Corpus, sources: Iterable[SourcePlan]) -> StageForecast:
         records=num_rows,
         reasons=reasons,
     )
+
+
+def _declared_intake(corpus: Corpus) -> list[ShardRow]:
+    names = {source.name for source in corpus.declaration.sources}
+    return [row for row in corpus.state.rows("intake") if row.source in names]
 
 
 def _stage(corpus: Corpus, plan: StagePlan) -> StageForecast:

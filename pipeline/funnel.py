@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 REMOVED = "removed"
 """The step that drops what has a tombstone."""
+DECONTAMINATE = "decontaminate"
+"""The step that drops what is in an evaluation set."""
 UNIQUE = "unique"
 """The step that drops later members of a duplicate cluster."""
+OWN_STEPS = (REMOVED, DECONTAMINATE, UNIQUE)
+"""The steps after the rules, in their order; no rule can have their names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,7 @@ class Funnel:
     rules: tuple[RuleCount, ...] = ()
     """In their declared order."""
     removed: int = 0
+    decontaminated: int = 0
     unique: int = 0
     splits: tuple[tuple[str, int], ...] = ()
     """Split -> kept records."""
@@ -63,12 +68,13 @@ class Funnel:
             num_records=self.num_records + other.num_records,
             rules=tuple(_add(self._rule(name), other._rule(name)) for name in names),
             removed=self.removed + other.removed,
+            decontaminated=self.decontaminated + other.decontaminated,
             unique=self.unique + other.unique,
             splits=tuple(sizes.items()),
         )
 
     def steps(self) -> list[FunnelStep]:
-        """The rules, then `removed`, then `unique`."""
+        """The rules, then OWN_STEPS."""
         found = [
             FunnelStep(
                 name=rule.name,
@@ -79,14 +85,14 @@ class Funnel:
             for rule in self.rules
         ]
         remaining = self.rules[-1].remaining if self.rules else self.num_records
-        for name, dropped in ((REMOVED, self.removed), (UNIQUE, self.unique)):
+        for name, dropped in self._own_steps().items():
             remaining -= dropped
             found.append(FunnelStep(name=name, alone=None, in_order=dropped, remaining=remaining))
         return found
 
     def as_counts(self) -> dict[str, int]:
         """The funnel as flat counts, as a catalog row carries them; `from_counts` reads them."""
-        counts = {"records": self.num_records, REMOVED: self.removed, UNIQUE: self.unique}
+        counts = {"records": self.num_records, **self._own_steps()}
         for place, rule in enumerate(self.rules):
             counts[f"rule.{place:03d}.{rule.name}.alone"] = rule.dropped_alone
             counts[f"rule.{place:03d}.{rule.name}.in_order"] = rule.dropped_in_order
@@ -114,9 +120,14 @@ class Funnel:
             num_records=counts["records"],
             rules=tuple(rules),
             removed=counts[REMOVED],
+            decontaminated=counts.get(DECONTAMINATE, 0),  # older rows know no such step
             unique=counts[UNIQUE],
             splits=tuple((name.removeprefix("split."), counts[name]) for name in splits),
         )
+
+    def _own_steps(self) -> dict[str, int]:
+        drops = (self.removed, self.decontaminated, self.unique)
+        return dict(zip(OWN_STEPS, drops, strict=True))
 
     def _rule(self, name: str) -> RuleCount:
         absent = RuleCount(

@@ -6,9 +6,10 @@ so that a broken line costs a row of its own and not the file.
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -29,17 +30,21 @@ _FORMATS = {
 }
 
 
-class ListLine(NamedTuple):
-    """One line of a list, as it was."""
+LINE_SCHEMA = {
+    "url": pl.String,
+    "caption": pl.String,
+    "sha256": pl.String,
+    "problem": pl.String,
+}
+"""Lines as they were. `sha256`: what the list says of the bytes. `problem`: why a line could not be
+read (`bad_line`, `bad_url`), null for the others."""
 
-    url: str | None
-    caption: str | None
-    problem: str | None = None
-    """Why it could not be read: `bad_line`."""
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def read_list(file: SourceFile, *, columns: Columns, scratch: Path) -> Iterator[list[ListLine]]:
-    """The lines of a list, in order, in batches. A list of captions makes a line each.
+def read_list(file: SourceFile, *, columns: Columns, scratch: Path) -> Iterator[pl.DataFrame]:
+    """The lines of a list, in order, in batches of LINE_SCHEMA. A list of captions makes a line
+    each.
 
     Args:
         file: its format is told by its name.
@@ -109,7 +114,7 @@ def _format(url: str) -> str:
     return _FORMATS[suffix]
 
 
-def _read_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[list[ListLine]]:
+def _read_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[pl.DataFrame]:
     try:
         with source_errors(url):
             yield from _scan_table(path, url, kind, columns)
@@ -122,7 +127,7 @@ def _read_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[l
         ) from error
 
 
-def _scan_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[list[ListLine]]:
+def _scan_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[pl.DataFrame]:
     if kind == "parquet":
         frame = pl.scan_parquet(path, glob=False)
     else:
@@ -134,44 +139,75 @@ def _scan_table(path: Path, url: str, kind: str, columns: Columns) -> Iterator[l
             glob=False,
         )
     schema = frame.collect_schema()
-    check_columns(url, schema.names(), [columns.url, columns.caption])
-    frame = frame.select(url=pl.col(columns.url), caption=pl.col(columns.caption))
+    check_columns(url, schema.names(), _wanted(columns))
+    frame = frame.select(
+        url=pl.col(columns.url), caption=pl.col(columns.caption), sha256=_digests(columns, schema)
+    )
     if isinstance(schema[columns.caption], pl.List | pl.Array):
         # Without it, a row with an empty list would vanish.
         frame = frame.explode("caption", empty_as_null=True)
-    frame = frame.select(pl.all().cast(pl.String, strict=False))
+    frame = frame.select(pl.all().cast(pl.String, strict=False), problem=pl.lit(None, pl.String))
     for batch in frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
-        for part in batch.iter_slices(BATCH_ROWS):
-            yield [ListLine(*row) for row in part.iter_rows()]
+        yield from batch.iter_slices(BATCH_ROWS)
 
 
-def _read_json_lines(path: Path, url: str, columns: Columns) -> Iterator[list[ListLine]]:
-    batch: list[ListLine] = []
+def _wanted(columns: Columns) -> list[str]:
+    """The columns that a list must have."""
+    names = [columns.url, columns.caption]
+    return names if columns.sha256 is None else [*names, columns.sha256]
+
+
+def _digests(columns: Columns, schema: pl.Schema) -> pl.Expr:
+    if columns.sha256 is None:
+        return pl.lit(None, pl.String)
+    digests = pl.col(columns.sha256)
+    return digests.bin.encode("hex") if schema[columns.sha256] == pl.Binary else digests
+
+
+def _read_json_lines(path: Path, url: str, columns: Columns) -> Iterator[pl.DataFrame]:
+    batch: list[_Line] = []
     names: dict[str, None] = {}
     is_checked = False
     for _, value in parse_json_lines(path):
         if value is None:
-            batch.append(ListLine(None, None, "bad_line"))
+            batch.append((None, None, None, "bad_line"))
         else:
             names.update(dict.fromkeys(value))
             batch.extend(_lines_of(value, columns))
         if len(batch) >= BATCH_ROWS:
             # Objects may leave out a null field, so one of them does not tell the columns.
             if not is_checked:
-                check_fields(url, list(names), [columns.url, columns.caption])
+                check_fields(url, list(names), _wanted(columns))
             is_checked = True
-            yield batch
+            yield from _frame(batch).iter_slices(BATCH_ROWS)
             batch = []
     if batch:
         if not is_checked:
-            check_fields(url, list(names), [columns.url, columns.caption])
-        yield batch
+            check_fields(url, list(names), _wanted(columns))
+        yield from _frame(batch).iter_slices(BATCH_ROWS)
 
 
-def _lines_of(value: dict[str, Any], columns: Columns) -> list[ListLine]:
-    url, caption = value.get(columns.url), value.get(columns.caption)
+_Line = tuple[str | None, str | None, str | None, str | None]
+"""One line, in the order of LINE_SCHEMA."""
+
+
+def _frame(lines: Sequence[_Line]) -> pl.DataFrame:
+    return pl.DataFrame(lines, schema=LINE_SCHEMA, orient="row")
+
+
+def _lines_of(value: dict[str, Any], columns: Columns) -> list[_Line]:
+    url, caption = _text(value.get(columns.url)), value.get(columns.caption)
+    problem = None
+    if url is not None and _SURROGATE.search(url):  # JSON can spell what no table can hold
+        url, problem = _SURROGATE.sub("?", url), "bad_url"
+    sha256 = None if columns.sha256 is None else _text(value.get(columns.sha256))
     captions = caption if isinstance(caption, list) and caption else [caption]
-    return [ListLine(_text(url), _text(item)) for item in captions]
+    return [(url, _storable(_text(item)), _storable(sha256), problem) for item in captions]
+
+
+def _storable(text: str | None) -> str | None:
+    """Lone surrogates become control characters, which count for as little."""
+    return None if text is None else _SURROGATE.sub("\0", text)
 
 
 def _text(value: Any) -> str | None:

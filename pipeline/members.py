@@ -8,24 +8,18 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.images import prepare_image
-from pipeline.outcomes import Outcome, Prepare, WaitingRoom, receive
+from pipeline.outcomes import Outcome
+from pipeline.reception import Arrival, Reception
 from pipeline.sources import open_filesystem, source_errors
-from schemas.declaration import Images, resolve
+from schemas.declaration import resolve
 from schemas.errors import SourceError
 from schemas.fingerprint import bytes_sha256
-from schemas.ledger import State
+from schemas.state import State
 from schemas.storage import Store
 
 
 def read_members(
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    store: Store,
-    is_archive: bool,
-    images: Images,
-    room: WaitingRoom,
-    prepare: Prepare = prepare_image,
+    rows: Iterable[Mapping[str, Any]], *, store: Store, is_archive: bool, reception: Reception
 ) -> dict[str, Outcome]:
     """Reads images where they lie.
 
@@ -34,17 +28,17 @@ def read_members(
             `fetch_id`.
         store: relative URLs start at its root.
         is_archive: URLs are ARCHIVE#MEMBER, not files.
-        images: limits of images, and how they are stored.
-        room: takes the stored images.
-        prepare: makes the stored form of an image.
+        reception: takes the images.
 
     Returns:
         `fetch_id` -> outcome; bytes that are not those of intake are `hash_mismatch`.
 
     Raises:
         SourceError: a file is gone or cannot be read.
+        StorageError: the scratch space is full.
+        WorkerError: the decoder cannot be started.
     """
-    outcomes: dict[str, Outcome] = {}
+    arrivals: dict[str, Arrival] = {}
     with contextlib.ExitStack() as stack:
         place = ""
         file: Any = None
@@ -56,18 +50,17 @@ def read_members(
             with source_errors(place):
                 file.seek(row["offset"])
                 data = bytes(file.read(row["size_bytes"]))
-            outcomes[row["fetch_id"]] = _judge(data, row, images, room, prepare)
-    return outcomes
+            arrivals[row["fetch_id"]] = _receive(data, row, reception)
+    reception.finish()
+    return {fetch_id: arrival.settled for fetch_id, arrival in arrivals.items()}
 
 
-def _judge(
-    data: bytes, row: Mapping[str, Any], images: Images, room: WaitingRoom, prepare: Prepare
-) -> Outcome:
+def _receive(data: bytes, row: Mapping[str, Any], reception: Reception) -> Arrival:
     sha256 = bytes_sha256(data)
-    if sha256 != row["fetch_id"]:
-        reason = "cut" if len(data) < row["size_bytes"] else "changed"
-        return Outcome(state=State.HASH_MISMATCH, reason=reason, sha256=sha256)
-    return receive(data, images, room, prepare=prepare)
+    if sha256 == row["fetch_id"]:
+        return reception.take(data, sha256=sha256)
+    reason = "cut" if len(data) < row["size_bytes"] else "changed"
+    return Arrival(outcome=Outcome(state=State.HASH_MISMATCH, reason=reason, sha256=sha256))
 
 
 def _open(url: str) -> Any:

@@ -3,10 +3,14 @@
 import re
 from collections.abc import Iterable
 
+from pipeline.agent import agent_words
+
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """Directives that have a colon themselves."""
+_AGENT = re.compile(r"\*|[a-z_][\w.-]*")
+"""What may stand before a colon; the hour of a date may not."""
 
 
 def is_opted_out(values: Iterable[str], *, user_agent: str) -> bool:
@@ -19,18 +23,19 @@ def is_opted_out(values: Iterable[str], *, user_agent: str) -> bool:
         values: the header's values, one for each time it was sent.
         user_agent: an agent named in it is ours.
     """
-    ours = {token.lower() for token in re.findall(r"[A-Za-z][\w.-]*", user_agent)} | {"*"}
+    ours = agent_words(user_agent) | {"*"}
     return any(_opts_out(value, ours) for value in values)
 
 
-def _opts_out(value: str, ours: set[str]) -> bool:
+def _opts_out(value: str, ours: frozenset[str]) -> bool:
     is_addressed = True
     for part in value.lower().split(","):
         name, colon, directive = (item.strip() for item in part.partition(":"))
-        if colon and name in _VALUED:
+        product = name.partition("/")[0]
+        if colon and (product in _VALUED or not _AGENT.fullmatch(product)):
             continue
         if colon:
-            is_addressed = name in ours
+            is_addressed = product in ours
         if is_addressed and (directive if colon else name) in OPT_OUT:
             return True
     return False

@@ -4,21 +4,14 @@ Images arrive in any order and are stored in key order, so they wait in one scra
 a shard of 10,000 pictures is about half a gigabyte, too much for every worker's memory.
 """
 
-import hashlib
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from pipeline.failures import FetchError
-from pipeline.images import Prepared, Rejected, prepare_image
-from schemas.declaration import Images
-from schemas.fingerprint import bytes_sha256
-from schemas.ledger import State
+from schemas.state import State
 from schemas.storage import storage_errors
-
-Prepare = Callable[[bytes, Images], Prepared | Rejected]
-"""`prepare_image`, or something that runs it behind a memory and time limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,13 +36,23 @@ class Outcome:
     """Where the stored image lies in the waiting room."""
 
 
+def failed(error: FetchError) -> Outcome:
+    """The outcome of a fetch that brought nothing."""
+    return Outcome(
+        state=error.state,
+        reason=error.reason,
+        attempts=error.attempts,
+        http_status=error.http_status,
+    )
+
+
 class WaitingRoom:
     """An open scratch file of stored images."""
 
     def __init__(self, path: Path) -> None:
         self._place = str(path)
         with storage_errors("write", self._place):
-            self._file = open(path, "x+b")  # noqa: SIM115  closed by __exit__
+            self._file = open(path, "x+b", buffering=0)  # noqa: SIM115  closed by __exit__
         self._end = 0
 
     def __enter__(self) -> "WaitingRoom":
@@ -67,8 +70,7 @@ class WaitingRoom:
         """Keeps an image and says where."""
         offset = self._end
         with storage_errors("write", self._place):
-            self._file.seek(offset)
-            self._file.write(image)
+            _write_all(self._file.fileno(), image, offset)
         self._end += len(image)
         return offset
 
@@ -77,47 +79,12 @@ class WaitingRoom:
         assert outcome.offset is not None
         assert outcome.bytes is not None
         with storage_errors("read", self._place):
-            self._file.seek(outcome.offset)
-            return self._file.read(outcome.bytes)
+            return os.pread(self._file.fileno(), outcome.bytes, outcome.offset)
 
 
-def receive(
-    data: bytes, settings: Images, room: WaitingRoom, *, prepare: Prepare = prepare_image
-) -> Outcome:
-    """Judges received bytes, and keeps the image if they are one."""
-    prepared = prepare(data, settings)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if isinstance(prepared, Rejected):
-        return Outcome(
-            state=prepared.state,
-            reason=prepared.reason,
-            sha256=sha256,
-            original_width=prepared.original_width,
-            original_height=prepared.original_height,
-            original_format=prepared.original_format,
-            original_mode=prepared.original_mode,
-        )
-    return Outcome(
-        state=State.OK,
-        sha256=sha256,
-        stored_sha256=bytes_sha256(prepared.image),
-        original_width=prepared.original_width,
-        original_height=prepared.original_height,
-        original_format=prepared.original_format,
-        original_mode=prepared.original_mode,
-        width=prepared.width,
-        height=prepared.height,
-        bytes=len(prepared.image),
-        flags=prepared.flags,
-        offset=room.put(prepared.image),
-    )
-
-
-def failed(error: FetchError) -> Outcome:
-    """The outcome of a fetch that brought nothing."""
-    return Outcome(
-        state=error.state,
-        reason=error.reason,
-        attempts=error.attempts,
-        http_status=error.http_status,
-    )
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """A disk that fills up takes a part first, and says so only at the next attempt."""
+    left = memoryview(data)
+    while left:
+        num_bytes = os.pwrite(descriptor, left, offset)
+        left, offset = left[num_bytes:], offset + num_bytes

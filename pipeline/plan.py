@@ -16,13 +16,18 @@ from pipeline.lineage import (
     TRAIN,
     VALIDATION,
     Wanted,
+    hash_settings,
+    related_inputs,
     relations_chain,
+    relations_recipe,
     selected_chain,
-    want_relations,
-    want_selected,
-    want_signal,
-    want_tokens,
+    selected_inputs,
+    selected_recipe,
+    signal_recipe,
+    tokens_recipe,
 )
+from pipeline.provenance import known_shards
+from pipeline.rules import reads_relations, signals_read
 from pipeline.sources import SourceFile, scan_source, source_stamp
 from pipeline.tombstones import read_tombstones
 from schemas.catalog import ShardRow
@@ -46,6 +51,8 @@ class Work:
     """For tokens: the selection."""
     previous: ShardRow | None = None
     """What is there now, under the same identity."""
+    earlier: tuple[ShardRow, ...] = ()
+    """For pairs: the pair shards that may hold pictures of its rows, those of most rows first."""
 
     @property
     def num_records(self) -> int:
@@ -110,43 +117,71 @@ def plan_sources(corpus: Corpus) -> list[SourcePlan]:
 
 
 def plan_fetch(corpus: Corpus) -> StagePlan:
-    """Pair shards: one for every intake shard with images. What the web gave is never stale."""
+    """Pair shards: one for every intake shard with images. What the web gave is never stale.
+
+    Rows whose picture an earlier shard has take it from there, if that is fetched by now: shards of
+    one run are fetched in any order, so of two that wait the later one asks the web.
+    """
     plan = StagePlan(name="fetch")
+    missing: list[ShardRow] = []
     for intake in _intake(corpus, images=True):
         pairs = corpus.state.find_pairs(intake)
         if pairs is not None:
             plan.current.append(pairs)
         else:
-            wanted = Wanted(
-                kind="pairs",
-                source=intake.source,
-                shard=intake.shard,
-                ordinal=intake.ordinal,
-                fingerprint="",
-                parts="{}",
-                inputs=intake.sha256,
-            )
-            plan.work.append(Work(wanted=wanted, made_from=intake, reason="new"))
+            missing.append(intake)
+    fetched = {(row.source, row.shard): row for row in plan.current}
+    plan.work = [_fetch_work(intake, fetched) for intake in missing]
     return plan
+
+
+def _fetch_work(intake: ShardRow, fetched: Mapping[tuple[str, str], ShardRow]) -> Work:
+    wanted = Wanted(
+        kind="pairs",
+        source=intake.source,
+        shard=intake.shard,
+        ordinal=intake.ordinal,
+        fingerprint="",
+        parts="{}",
+        inputs=intake.sha256,
+    )
+    places = [(intake.source, shard) for shard in known_shards(intake)]
+    earlier = tuple(fetched[place] for place in places if place in fetched)
+    return Work(wanted=wanted, made_from=intake, reason="new", earlier=earlier)
 
 
 def plan_measure(corpus: Corpus, fetch: StagePlan) -> StagePlan:
     """Signals: one output a pair shard and signal group."""
     plan = StagePlan(name="measure", num_waiting=len(fetch.work) * len(corpus.signals))
+    recipes = [
+        signal_recipe(signal.schema.name, corpus.signal_settings(signal))
+        for signal in corpus.signals
+    ]
     for pairs in fetch.current:
-        for signal in corpus.signals:
-            settings = corpus.signal_settings(signal)
-            _sort(corpus, plan, want_signal(pairs, signal.schema.name, settings), pairs)
+        for recipe in recipes:
+            _sort(corpus, plan, recipe.want(pairs, records=pairs.records), pairs)
     return plan
 
 
 def plan_relate(corpus: Corpus, fetch: StagePlan) -> StagePlan:
-    """Relations: one output a pair shard, each depending on the shards before it."""
+    """Relations: one output a pair shard, each depending on the shards before it.
+
+    Raises:
+        SourceError: an evaluation set is missing or empty.
+    """
     known, num_later = _before(fetch.current, fetch.work)
     plan = StagePlan(name="relate", num_waiting=len(fetch.work) + num_later)
+    evaluation = corpus.evaluation_digests()
+    (image,) = (signal for signal in corpus.signals if signal.schema.name == "image")
+    recipe = relations_recipe(
+        distance=corpus.declaration.duplicates.distance,
+        evaluation=evaluation,
+        hashes=hash_settings(corpus.signal_settings(image)),
+    )
     earlier = ""
     for pairs in known:
-        _sort(corpus, plan, want_relations(pairs, earlier), pairs)
+        inputs = related_inputs(pairs, earlier, has_sets=bool(evaluation))
+        _sort(corpus, plan, recipe.want(pairs, records=pairs.records, inputs=inputs), pairs)
         earlier = relations_chain(earlier, pairs)
     return plan
 
@@ -160,10 +195,9 @@ def plan_select(
     known, num_later = _before(fetch.current, pending)
     plan = StagePlan(name="select", num_waiting=len(fetch.work) + num_later)
     _select_pairs(corpus, plan, known, [*measure.current, *relate.current], tombstones)
+    recipe = selected_recipe(corpus.declaration, tombstones=tombstones, is_text=True)
     for intake in _intake(corpus, images=False):
-        wanted = want_selected(
-            intake, declaration=corpus.declaration, tombstones=tombstones, columns=(), earlier=""
-        )
+        wanted = recipe.want(intake, inputs=selected_inputs(intake, "", ()))
         _sort_splits(corpus, plan, wanted, intake)
     return plan
 
@@ -175,22 +209,22 @@ def _select_pairs(
     inputs: Iterable[ShardRow],
     tombstones: str,
 ) -> None:
+    declaration = corpus.declaration
+    # A signal that no rule reads is not among them: adding one leaves selections as they are.
+    names = {*signals_read(declaration), *([""] if reads_relations(declaration) else [])}
     columns: dict[tuple[str, str], list[str]] = {}
     for row in inputs:
-        columns.setdefault((row.source, row.shard), []).append(row.fingerprint)
-    has_unique = corpus.declaration.unique is not None
+        if row.signal in names:
+            columns.setdefault((row.source, row.shard), []).append(row.fingerprint)
+    recipe = selected_recipe(
+        declaration, tombstones=tombstones, evaluation=corpus.evaluation_digests()
+    )
     earlier = ""
     for pairs in shards:
         read = sorted(columns[pairs.source, pairs.shard])
-        wanted = want_selected(
-            pairs,
-            declaration=corpus.declaration,
-            tombstones=tombstones,
-            columns=read,
-            earlier=earlier,
-        )
+        wanted = recipe.want(pairs, inputs=selected_inputs(pairs, earlier, read))
         _sort_splits(corpus, plan, wanted, pairs)
-        if has_unique:
+        if declaration.unique is not None:
             earlier = selected_chain(earlier, read)
 
 
@@ -209,15 +243,15 @@ def plan_encode(
     if not corpus.can_encode:
         return plan
     by_shard = {(row.source, row.shard): row for row in shards}
+    recipes = {
+        kind: tokens_recipe(image_tokenizer=image, text_tokenizer=corpus.text_tokenizer)
+        for kind, image in (("pairs", corpus.image_tokenizer), ("intake", ""))
+    }
     for row in selected:
         if row.num_records == 0:
             continue
         shard = by_shard[row.source, row.shard]
-        wanted = want_tokens(
-            row,
-            image_tokenizer=corpus.image_tokenizer if shard.kind == "pairs" else "",
-            text_tokenizer=corpus.text_tokenizer,
-        )
+        wanted = recipes[shard.kind].want(row, split=row.split, records=row.records)
         _sort(corpus, plan, wanted, shard, selected=row)
     return plan
 
@@ -310,10 +344,12 @@ def _parts(parts: str) -> dict[str, Any]:
 
 
 def _change(name: str, old: Any, new: Any) -> str:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    # A part that is not there has nothing in it.
+    before, after = old or {}, new or {}
+    if (before or after) and isinstance(before, Mapping) and isinstance(after, Mapping):
         return ", ".join(
-            _change(f"{name}.{part}", old.get(part), new.get(part))
-            for part in changed_parts(old, new)
+            _change(f"{name}.{part}", before.get(part), after.get(part))
+            for part in changed_parts(before, after)
         )
     return f"{name} {_short(old)} -> {_short(new)}"
 

@@ -15,6 +15,8 @@ from schemas.catalog import ShardRow, rows_table, table_rows
 from schemas.layout import RUNS
 from schemas.storage import Store
 
+RUN_TIME = "%Y%m%dT%H%M%S"
+"""How a run's name begins, in UTC."""
 FLUSH_SECONDS = 2.0
 """At most this much finished work is lost with a killed driver, besides what was in flight."""
 
@@ -24,7 +26,7 @@ class Receipts:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        started = datetime.now(UTC).strftime(RUN_TIME)
         self.run = f"{RUNS}/{started}-{uuid.uuid4().hex[:8]}"
         self._pending: list[ShardRow] = []
         self._num_files = 0
@@ -47,7 +49,8 @@ class Receipts:
         self._flushed_at = time.monotonic()
 
     def discard(self) -> None:
-        """Deletes this run's receipts: the catalog has them now."""
+        """Deletes this run's receipts, noted ones too: the catalog has them now."""
+        self._pending = []
         self.store.delete_tree(self.run)
 
 
@@ -55,9 +58,10 @@ def read_receipts(store: Store) -> tuple[list[str], list[ShardRow]]:
     """Unfinished runs, oldest first, and the rows of their receipts in the order of writing."""
     names = store.names(RUNS)
     runs = sorted({name.rpartition("/")[0] for name in names})
-    rows = [row for name in names for row in _read(store, name)]
+    rows = [row for name in names for row in read_receipt(store, name)]
     return runs, rows
 
 
-def _read(store: Store, name: str) -> list[ShardRow]:
+def read_receipt(store: Store, name: str) -> list[ShardRow]:
+    """The rows of one file of a run."""
     return table_rows(pq.read_table(io.BytesIO(store.read(name))))

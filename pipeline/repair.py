@@ -4,6 +4,7 @@ import json
 from enum import StrEnum
 
 from pipeline.lineage import Wanted
+from pipeline.provenance import is_made_from
 from schemas.catalog import ShardRow
 
 
@@ -50,10 +51,10 @@ def repair_class(
 def same_columns(previous: ShardRow | None, wanted: Wanted, shard: ShardRow) -> tuple[bool, bool]:
     """Whether the image and the text column of `previous` hold what is wanted, record by record.
 
-    They do where the stored bytes are the same (the very shard it was made from) and the column's
-    tokenizer is.
+    They do where the stored bytes are the same (the very shard it was made from, or one that this
+    shard is a part of) and the column's tokenizer is.
     """
-    if previous is None or previous.inputs != shard.sha256:
+    if previous is None or not is_made_from(previous.inputs, shard):
         return False, False
     old, new = json.loads(previous.parts), json.loads(wanted.parts)
     if old.get("format") != new["format"]:

@@ -19,6 +19,8 @@ from schemas.record import (
 )
 
 CAPTION_CUT = "caption_cut"
+SHA256 = re.compile("[0-9a-f]{64}")
+"""A digest as it is stored."""
 
 _ABSENT = re.compile(r"(?:none|null|nan|<na>)", re.IGNORECASE)
 """How other tools spell a caption that was missing, once it has been through str()."""
@@ -41,8 +43,8 @@ class IntakeRow(NamedTuple):
     generation: int = 0
 
 
-def url_row(url: str | None, caption: str | None) -> IntakeRow:
-    """The row of one line of a URL list."""
+def url_row(url: str | None, caption: str | None, sha256: str | None = None) -> IntakeRow:
+    """The row of one line of a URL list; `sha256` is what the list says of the bytes."""
     if url is None or not url.strip():
         return bad_row("no_url", url, caption)
     normalised = normalise_url(url)
@@ -51,7 +53,11 @@ def url_row(url: str | None, caption: str | None) -> IntakeRow:
     text, flags = clean_caption(caption)
     if not text:
         return bad_row("empty_caption", normalised, caption)
-    return _row(fetch_id(normalised), normalised, text, flags=flags)
+    expected = (sha256 or "").strip().lower()
+    if expected and not SHA256.fullmatch(expected):
+        return bad_row("bad_sha256", normalised, caption)
+    row = _row(fetch_id(normalised), normalised, text, flags=flags)
+    return row._replace(expected_sha256=expected or None)
 
 
 def image_row(

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from pipeline.funnel import REMOVED, UNIQUE
+from pipeline.funnel import OWN_STEPS
 from schemas.declaration import Declaration
 from schemas.errors import DeclarationError
 from schemas.signals import SIGNALS, columns_of
@@ -57,9 +57,31 @@ def compile_rules(declaration: Declaration) -> list[Rule]:
     return [_compile(name, text, kinds) for name, text in declaration.select.items()]
 
 
+def columns_read(declaration: Declaration) -> frozenset[str]:
+    """The signal columns that a selection reads: those of its rules, and the two digests by which
+    records are counted."""
+    rules = compile_rules(declaration)
+    return frozenset({"sha256", "caption_sha256"}.union(*(rule.columns for rule in rules)))
+
+
+def signals_read(declaration: Declaration) -> frozenset[str]:
+    """The signals that a selection reads."""
+    source_of = columns_of(declaration.signals.names)
+    return frozenset(source_of[column] for column in columns_read(declaration))
+
+
+def reads_relations(declaration: Declaration) -> bool:
+    """Whether a selection reads relations: for duplicate clusters, or for evaluation sets."""
+    return (
+        declaration.unique is not None
+        or declaration.split.validation > 0
+        or bool(declaration.decontaminate)
+    )
+
+
 def _compile(name: str, text: str, kinds: Mapping[str, pa.DataType]) -> Rule:
     where = f"select.{name} ({text!r})"
-    if name in (REMOVED, UNIQUE):
+    if name in OWN_STEPS:
         raise DeclarationError(
             f"{where}: {name!r} is what the funnel calls a step of its own; name the rule otherwise"
         )
@@ -75,7 +97,9 @@ def _compile(name: str, text: str, kinds: Mapping[str, pa.DataType]) -> Rule:
         if column not in kinds:
             raise DeclarationError(f"{where}: {_unknown(column, list(kinds))}")
     _check_kind(where, expression, kinds)
-    _check_row_wise(where, expression)
+    tree = json.loads(expression.meta.serialize(format="json"))
+    _check_row_wise(where, tree)
+    _check_chains(where, tree)
     return Rule(name, text, columns)
 
 
@@ -109,14 +133,47 @@ def _check_kind(where: str, expression: pl.Expr, kinds: Mapping[str, pa.DataType
         )
 
 
-def _check_row_wise(where: str, expression: pl.Expr) -> None:
-    tree = json.loads(expression.meta.serialize(format="json"))
+def _check_row_wise(where: str, tree: Any) -> None:
     found = sorted(_OTHER_ROWS.intersection(_nodes(tree)))
     if found:
         raise DeclarationError(
             f"{where} looks at other pairs ({', '.join(found)}): a rule sees one pair at a time, "
             "so that a record's fate does not hang on its shard. Write the number itself"
         )
+
+
+_ORDERED = frozenset({"Lt", "LtEq", "Gt", "GtEq"})
+
+
+def _check_chains(where: str, tree: Any) -> None:
+    """SQL reads `200 < width < 800` as `(200 < width) < 800`, which is always true."""
+    if isinstance(tree, list):
+        for item in tree:
+            _check_chains(where, item)
+    elif isinstance(tree, dict):
+        if _compares(tree) and any(map(_compares, _sides(tree))):
+            raise DeclarationError(
+                f"{where} compares the answer of a comparison, which says nothing: write both "
+                "sides, for example `min_side > 200 and min_side < 800`, or `between`"
+            )
+        for item in tree.values():
+            _check_chains(where, item)
+
+
+def _compares(tree: Any) -> bool:
+    """Whether a node orders two values. A number with a point makes it a function of SQL's own."""
+    if not isinstance(tree, dict):
+        return False
+    operator = tree.get("BinaryExpr", {}).get("op")
+    function = tree.get("Function", {}).get("function", {})
+    name = function.get("Sql", {}) if isinstance(function, dict) else {}
+    return operator in _ORDERED or (isinstance(name, dict) and name.get("Binary") in _ORDERED)
+
+
+def _sides(tree: dict[str, Any]) -> list[Any]:
+    if "BinaryExpr" in tree:
+        return [tree["BinaryExpr"]["left"], tree["BinaryExpr"]["right"]]
+    return list(tree["Function"]["input"])
 
 
 def _nodes(tree: Any) -> Iterator[str]:

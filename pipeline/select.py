@@ -1,4 +1,5 @@
-"""Selects records: the rules in their order, then removals, then `unique`, then the split.
+"""Selects records: the rules in their order, then removals and evaluation sets, then `unique`, then
+the split.
 
 A selection is a query over signals: no image is opened. Shards pass one at a time in ingest order;
 across them stay only the clusters that have more than one member, for an earlier record that passed
@@ -16,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.candidates import CandidateReader, Candidates, Place
-from pipeline.funnel import REMOVED, UNIQUE, Funnel, RuleCount, sum_funnels
+from pipeline.funnel import OWN_STEPS, Funnel, RuleCount, sum_funnels
 from pipeline.lineage import TRAIN, VALIDATION, Wanted
 from pipeline.rules import compile_rules as compile_rules
 from pipeline.shard_table import write_table
@@ -185,8 +186,8 @@ def select_shards(
         store: the corpus.
         shards: all pair shards, and the intake shards of text sources.
         signals: their signals; those that no rule reads are not opened.
-        relations: their relations; not opened without `unique` and `split`.
-        declaration: `select`, `unique` and `split`.
+        relations: their relations; not opened without `unique`, `split` and `decontaminate`.
+        declaration: `select`, `decontaminate`, `unique` and `split`.
         tombstones: removed content.
 
     Yields:
@@ -241,17 +242,18 @@ class _Taken:
 
 
 def _step_names(found: Candidates) -> list[str]:
-    return [*found.passes, REMOVED, UNIQUE]
+    return [*found.passes, *OWN_STEPS]
 
 
 def _dropping_steps(found: Candidates, taken: _Taken | None) -> NDArray[np.int64]:
     """(R,) int64: the place in `_step_names` of the first step that drops each record, or _KEPT."""
     steps = np.full(len(found), _KEPT, np.int64)
     verdicts = [~passes for passes in found.passes.values()]
-    for place, drops in enumerate([*verdicts, found.removed]):
+    verdicts += [found.removed, found.contaminated]
+    for place, drops in enumerate(verdicts):
         steps[(steps == _KEPT) & drops] = place
     if taken is not None:
-        steps[taken.later_of(found.clusters, np.flatnonzero(steps == _KEPT))] = len(verdicts) + 1
+        steps[taken.later_of(found.clusters, np.flatnonzero(steps == _KEPT))] = len(verdicts)
     return steps
 
 
@@ -295,7 +297,7 @@ def _table(found: Candidates, steps: NDArray[np.int64], splits: Sequence[str | N
 
 
 def _funnel(found: Candidates, steps: NDArray[np.int64], num_kept: Mapping[str, int]) -> Funnel:
-    *in_order, removed, unique = (
+    *in_order, removed, decontaminated, unique = (
         int(np.count_nonzero(steps == place)) for place in range(len(_step_names(found)))
     )
     remaining = len(found) - np.cumsum(in_order, dtype=np.int64)
@@ -312,6 +314,7 @@ def _funnel(found: Candidates, steps: NDArray[np.int64], num_kept: Mapping[str, 
         num_records=len(found),
         rules=rules,
         removed=removed,
+        decontaminated=decontaminated,
         unique=unique,
         splits=tuple(num_kept.items()),
     )

@@ -8,9 +8,10 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import DeclarationError
 from schemas.layout import DECLARATION
@@ -40,8 +41,8 @@ class Outage(_Model):
     window: int = Field(400, ge=10)
     """The last requests of a worker that are looked at."""
     share: float = Field(0.5, gt=0, le=1)
-    """A share of failures that only an outage explains (resolver or network down, throttled), over
-    what was usual before, that makes a worker pause."""
+    """A share of failures that only an outage explains (resolver or network down, throttled) above
+    which a worker pauses, if it is also well above what was usual before. 1: never."""
     patience_seconds: float = Field(120.0, ge=0, allow_inf_nan=False)
     """How long it is waited for, with probes, before the run stops."""
 
@@ -104,7 +105,8 @@ class Fetch(_Model):
     """Also connect to loopback and private networks: for tests and intranets."""
     respect_opt_out: bool = True
     """Honour X-Robots-Tag: noai, noimageai, noindex, noimageindex, none."""
-    user_agent: str = "Mozilla/5.0 (compatible; pixelese)"
+    user_agent: str = Field("Mozilla/5.0 (compatible; pixelese)", min_length=1, max_length=500)
+    """Its product (here `pixelese`) is the name that robots.txt and X-Robots-Tag know us by."""
     contact: str | None = None
     """A URL or mail address that is put into the User-Agent, for those whose server is asked."""
     respect_robots_txt: bool = False
@@ -116,12 +118,48 @@ class Fetch(_Model):
     dns_cache_seconds: float = Field(300.0, ge=0, allow_inf_nan=False)
     """How long an answer of the resolver is believed."""
     proxy: str | None = None
-    """An http proxy that all requests go through, http://HOST:PORT."""
+    """An http proxy that all requests go through, http://HOST:PORT; it may be a private address.
+    Which address it connects to is then its choice: give it rules of its own."""
     blocked_domains: str | None = None
     """A text file, a domain a line; its subdomains count. Their rows are `removed`, not fetched."""
     blocked_hashes: str | None = None
     """A text file, a hex digest a line: sha256 of a URL (then it is not fetched), or of bytes."""
     outage: Outage = Outage()
+
+    @field_validator("user_agent")
+    @classmethod
+    def _fits_a_header(cls, agent: str) -> str:
+        if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", agent):
+            raise ValueError("must be plain ASCII text without line breaks")
+        return agent
+
+    @field_validator("contact")
+    @classmethod
+    def _can_be_reached(cls, contact: str | None) -> str | None:
+        if contact is not None and not _CONTACT.fullmatch(contact):
+            raise ValueError("must be a mail address or an http(s) URL without spaces or brackets")
+        return contact
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_proxy(cls, proxy: str | None) -> str | None:
+        if proxy is not None and not _is_proxy_url(proxy):
+            raise ValueError("must be http://HOST:PORT, without user, path or query")
+        return proxy
+
+
+_CONTACT = re.compile(r"https?://[!#-'*-:<-\[\]-~]+|[!#-'*+\-./-9=?A-Z^-~]+@[A-Za-z0-9.-]+")
+"""What a comment in a header holds as it is: no space, quote, bracket, semicolon or backslash."""
+
+
+def _is_proxy_url(proxy: str) -> bool:
+    try:
+        parts = urlsplit(proxy)
+        port = parts.port
+    except ValueError:
+        return False
+    is_bare = parts.username is None and parts.path in ("", "/") and not parts.query
+    return parts.scheme == "http" and bool(parts.hostname) and bool(port) and is_bare
 
 
 class Images(_Model):
@@ -160,6 +198,12 @@ class HeadSettings(_Model):
 
     weights: str
     """A safetensors file: a linear layer, or an MLP as LAION publishes them."""
+    activation: Literal["none", "relu", "gelu"] | None = None
+    """Between the layers of an MLP. LAION's own are known by their names and sizes; of others the
+    file does not tell."""
+    positive: Literal[0, 1] | None = None
+    """Of a head with two outputs: which one's share (softmax) is the score. LAION's watermark
+    classifier says the watermark first: 0."""
 
 
 class LanguageSettings(_Model):
@@ -167,6 +211,9 @@ class LanguageSettings(_Model):
 
     among: tuple[str, ...] = ()
     """ISO 639-1 codes to choose from; none: all that the detector knows."""
+    accuracy: Literal["high", "low"] = "high"
+    """high: 1 GB of memory a worker with all languages; low: 12 MB, and often wrong on captions of
+    a few words."""
 
 
 class NoSettings(_Model):
@@ -210,7 +257,8 @@ class Duplicates(_Model):
     """When two images count as the same picture: equal bytes, equal pixels, or near hashes."""
 
     distance: int = Field(4, ge=0, le=8)
-    """Bits of the 64-bit perceptual hash that may differ; 0: equal bytes or pixels alone."""
+    """Bits of the 64-bit perceptual hash that may differ; 0: equal bytes or pixels alone. Photos
+    want 4; drawings of few shapes, icons and diagrams want 0, for their hashes meet by chance."""
 
 
 class EvaluationSet(_Model):
@@ -226,13 +274,26 @@ class EvaluationSet(_Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "EvaluationSet":
-        given = [kind for kind in ("tars", "folder", "hashes") if getattr(self, kind) is not None]
+        given = [kind for kind in EVALUATION_KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"evaluation set {self.name!r} must have exactly one of tars, folder, hashes; it "
-                f"has {' and '.join(given) or 'none of them'}"
+                f"evaluation set {self.name!r} must have exactly one of "
+                f"{', '.join(EVALUATION_KINDS)}; it has {' and '.join(given) or 'none of them'}"
             )
         return self
+
+    @property
+    def kind(self) -> str:
+        """`tars`, `folder` or `hashes`."""
+        return next(kind for kind in EVALUATION_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def location(self) -> str:
+        """The path, URL or glob."""
+        return str(getattr(self, self.kind))
+
+
+EVALUATION_KINDS = ("tars", "folder", "hashes")
 
 
 class Unique(_Model):
@@ -271,6 +332,10 @@ class Declaration(_Model):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two sources are called {twice[0]!r}: names must differ")
+        sets = [item.name for item in self.decontaminate]
+        twice = sorted({name for name in sets if sets.count(name) > 1})
+        if twice:
+            raise ValueError(f"two evaluation sets are called {twice[0]!r}: names must differ")
         return self
 
     def source(self, name: str) -> Source:

@@ -11,6 +11,10 @@ from schemas.fingerprint import SHORT
 DECLARATION = "corpus.yaml"
 CATALOG = "catalog"
 RUNS = "runs"
+EVALUATION = "decontaminate"
+LEASE = "lease"
+PINS = "pins"
+PURGES = "purges"
 
 
 def shard_name(number: int) -> str:
@@ -47,6 +51,17 @@ def tokens_path(source: str, shard: str, fingerprint: str) -> str:
     return f"tokens/{source}/{shard}-{fingerprint[:SHORT]}.arrow"
 
 
+def evaluation_path(name: str, stamp: str, content: str) -> str:
+    """The hashes of an evaluation set: `stamp` tells its files, `content` its hashes."""
+    return f"{EVALUATION}/{name}-{stamp[:SHORT]}-{content[:SHORT]}.parquet"
+
+
+def parse_evaluation_path(path: str) -> tuple[str, str, str] | None:
+    """(name, stamp, content), both digests short, or None for another file."""
+    match = re.fullmatch(rf"{EVALUATION}/([\w-]+)-([0-9a-f]{{16}})-([0-9a-f]{{16}})\.parquet", path)
+    return (match[1], match[2], match[3]) if match else None
+
+
 def version_path(number: int) -> str:
     return f"{CATALOG}/v{number:06d}.parquet"
 
@@ -55,6 +70,59 @@ def version_number(path: str) -> int | None:
     """The number in a catalog file's name, or None for another file."""
     match = re.fullmatch(rf"{CATALOG}/v(\d{{6,}})\.parquet", path)
     return int(match.group(1)) if match else None
+
+
+def lease_path(number: int) -> str:
+    return f"{LEASE}/{number:06d}.json"
+
+
+def lease_number(path: str) -> int | None:
+    """The number in a lease's name, or None for another file."""
+    match = re.fullmatch(rf"{LEASE}/(\d{{6,}})\.json", path)
+    return int(match.group(1)) if match else None
+
+
+def purge_path(number: int) -> str:
+    return f"{PURGES}/{number:06d}.json"
+
+
+def purge_number(path: str) -> int | None:
+    """The number in the name of a purge's journal, or None for another file."""
+    match = re.fullmatch(rf"{PURGES}/(\d{{6,}})\.json", path)
+    return int(match.group(1)) if match else None
+
+
+def pin_path(name: str) -> str:
+    return f"{PINS}/{name}.json"
+
+
+def kept_declaration_path(number: int, copy: int) -> str:
+    """Where a rollback keeps the corpus.yaml that it replaces; `copy` is 0 for the first."""
+    return f"{DECLARATION}.v{number}" + (f".{copy}" if copy else "")
+
+
+_SHARD_FILE = re.compile(
+    r"(?:intake|pairs|signals/[\w-]+|relations|selected|tokens)/[\w-]+/\d{6,}-[0-9a-f]{16}"
+    r"\.(?:parquet|tar|arrow)",
+    re.ASCII,
+)
+
+
+def is_shard_path(path: str) -> bool:
+    """Whether a name is one that this file gives to a shard or a ledger, and no other program's."""
+    return _SHARD_FILE.fullmatch(path) is not None
+
+
+def parse_version(text: str) -> int:
+    """The number in `v3` or `3`.
+
+    Raises:
+        DeclarationError: it is no version.
+    """
+    match = re.fullmatch(r"v?(\d+)", text)
+    if match is None:
+        raise DeclarationError(f"{text!r} is no version: write v3, or 3")
+    return int(match.group(1))
 
 
 def parse_reference(reference: str) -> tuple[str, int | None, str]:

@@ -32,22 +32,62 @@ IMAGE = SignalSchema(
         "aspect": pa.float32(),  # longer side over shorter side, at least 1
         "bytes": pa.int64(),
         "sha256": pa.string(),  # of the stored image
-        "phash": pa.uint64(),
+        "pixels_sha256": pa.string(),  # of its size and decoded pixels
+        "phash": pa.uint64(),  # null for a picture without structure
     },
+    version=2,
 )
 CAPTION = SignalSchema(
     name="caption",
     columns={
         "caption_characters": pa.int32(),
         "caption_words": pa.int32(),
+        "caption_repeated_words": pa.float32(),  # share, 0..1
+        "caption_repeated_pair": pa.float32(),  # share of characters, 0..1
         "caption_sha256": pa.string(),
     },
+    version=2,
 )
 CLIP = SignalSchema(name="clip", columns={"clip_score": pa.float32()})
+EMBEDDING = SignalSchema(
+    name="embedding",
+    columns={"clip_embedding": pa.list_(pa.field("element", pa.float16()))},
+)
+"""Files have it as `embedding_type` of their model's width."""
+AESTHETIC = SignalSchema(name="aesthetic", columns={"aesthetic_score": pa.float32()})
+NSFW = SignalSchema(name="nsfw", columns={"nsfw_score": pa.float32()})
+WATERMARK = SignalSchema(name="watermark", columns={"watermark_score": pa.float32()})
+TEXTURE = SignalSchema(
+    name="texture",
+    columns={
+        "sharpness": pa.float32(),  # variance of the Laplacian
+        "edge_density": pa.float32(),  # share of pixels, 0..1
+        "entropy": pa.float32(),  # bits, 0..8
+    },
+)
+LANGUAGE = SignalSchema(
+    name="language",
+    columns={
+        "caption_language": pa.string(),  # ISO 639-1, null where it cannot be told
+        "caption_language_confidence": pa.float32(),  # 0..1
+    },
+)
 
-SIGNALS = {signal.name: signal for signal in (IMAGE, CAPTION, CLIP)}
+SIGNALS = {
+    signal.name: signal
+    for signal in (
+        *(IMAGE, CAPTION),
+        *(CLIP, EMBEDDING, AESTHETIC, NSFW, WATERMARK),
+        *(TEXTURE, LANGUAGE),
+    )
+}
 ALWAYS = (IMAGE.name, CAPTION.name)
 """Computed for every corpus; the others where corpus.yaml asks for them."""
+
+
+def embedding_type(width: int) -> pa.DataType:
+    """How the embeddings of one model are stored: `width` halves each, null where there is none."""
+    return pa.list_(pa.field("element", pa.float16()), width)
 
 
 def columns_of(signals: list[str]) -> dict[str, str]:

@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,6 +34,23 @@ TEMPORARY = ".tmp-"
 TEMPORARY_SECONDS = 3600
 """A download of another process is left alone in the cache for so long."""
 PUT_ATTEMPTS = 5
+DELETED_AT_ONCE = 1000
+"""Names in one request, which is what S3 takes: 700,000 files are 700 requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file as a listing tells it."""
+
+    name: str
+    bytes: int
+    modified: float
+    """Seconds since the epoch, by the store's own clock."""
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether it is work in progress, or what a killed writer left."""
+        return any(part.startswith(TEMPORARY) for part in self.name.split("/"))
 
 
 @contextlib.contextmanager
@@ -115,15 +134,30 @@ class Store:
         with storage_errors("read", self.full(name)):
             return bytes(fs.cat_file(path))
 
+    def download(self, name: str, target: Path) -> None:
+        """Copies a file as it is stored, past the cache, to a local path."""
+        fs, path = self._path(name)
+        with storage_errors("read", self.full(name)):
+            fs.get_file(path, str(target))
+
     def names(self, prefix: str) -> list[str]:
         """The names of all files under a folder, sorted; none where the folder is missing."""
+        return sorted(item.name for item in self.listing(prefix) if not item.is_temporary)
+
+    def listing(self, prefix: str) -> list[Listed]:
+        """All files under a folder with their sizes and times, temporary ones too; in any order."""
         fs, path = self._path(prefix)
         with storage_errors("list", self.full(prefix)):
-            found = fs.find(path) if fs.exists(path) else []
+            if self.is_local:
+                return list(_walk(Path(path), Path(self.url)))
+            found = fs.find(path, detail=True) if fs.exists(path) else {}
         root = PurePosixPath(self._filesystem()[1])
-        paths = [PurePosixPath(item).relative_to(root) for item in found]
-        published = (item for item in paths if not any(p.startswith(TEMPORARY) for p in item.parts))
-        return sorted(map(str, published))
+        return [
+            Listed(
+                str(PurePosixPath(item).relative_to(root)), int(info["size"]), _modified(fs, info)
+            )
+            for item, info in found.items()
+        ]
 
     def write(self, name: str, data: bytes) -> None:
         """Publishes bytes under a name, whole or not at all."""
@@ -168,6 +202,18 @@ class Store:
         fs, path = self._path(name)
         with storage_errors("delete", self.full(name)), contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
+
+    def delete_files(self, names: Sequence[str]) -> None:
+        """Removes many files, on an object store up to a thousand a request; as `delete`."""
+        if self.is_local:
+            for name in names:
+                self.delete(name)
+            return
+        fs = self._filesystem()[0]
+        for start in range(0, len(names), DELETED_AT_ONCE):
+            paths = [self._path(name)[1] for name in names[start : start + DELETED_AT_ONCE]]
+            with storage_errors("delete", f"{len(paths)} files of {self.url}"):
+                _delete_objects(fs, paths)
 
     def delete_tree(self, name: str) -> None:
         """Removes a folder with all that is in it."""
@@ -298,6 +344,48 @@ def _link_if_absent(path: Path, data: bytes) -> bool:
             return path.read_bytes() == data
     _sync(path.parent)
     return True
+
+
+def _walk(folder: Path, root: Path) -> Iterator[Listed]:
+    """The files below a folder. One that vanishes meanwhile was some writer's temporary file.
+
+    fsspec's own walk passes over a whole folder when a file in it vanishes.
+    """
+    for place, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                yield Listed(path.relative_to(root).as_posix(), status.st_size, status.st_mtime)
+
+
+def _modified(fs: Any, info: Mapping[str, Any]) -> float:
+    """When an object was written. Drivers call it by names of their own."""
+    for name in ("LastModified", "last_modified", "mtime", "updated"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, str):
+            return datetime.fromisoformat(value).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    found: datetime = fs.modified(info["name"])
+    return found.timestamp()
+
+
+def _delete_objects(fs: Any, paths: Sequence[str]) -> None:
+    if not hasattr(fs, "call_s3"):
+        fs.rm(list(paths))
+        return
+    # s3fs' own bulk deletion passes over what the server refuses to delete.
+    bucket = fs.split_path(paths[0])[0]
+    objects = [{"Key": fs.split_path(path)[1]} for path in paths]
+    reply = fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+    refused = reply.get("Errors", [])
+    if refused:
+        first = refused[0]
+        reason = first.get("Message") or first.get("Code")
+        raise OSError(f"{len(refused)} were refused, the first is {first.get('Key')}: {reason}")
 
 
 def _create_object(fs: Any, path: str, data: bytes) -> None:

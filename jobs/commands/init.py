@@ -27,6 +27,10 @@ images: {resize: keep_ratio, max_side: 384, quality: 92}
 select:
   large_enough: "min_side >= 64 and aspect <= 3"
   has_caption: "caption_words >= 2"
+# Pictures count as one whose perceptual hashes differ in so many bits of 64; 0: equal ones alone.
+duplicates: {distance: 4}
+# decontaminate:                                 evaluation sets, never trained on
+#   - {name: coco, tars: "eval/coco-*.tar"}      or folder: IMAGES, or hashes: FILE
 unique: {by: cluster, prefer: first}
 split: {validation: 0.005}
 

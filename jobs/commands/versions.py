@@ -4,6 +4,8 @@ import typer
 
 from jobs.tables import console, table
 
+SUMMED = ("num_records", "num_images", "num_text_ids", "num_codes", "num_places")
+
 
 def versions(corpus: str = typer.Argument(help="Folder or URL of the corpus.")) -> None:
     """List the published versions, newest last."""
@@ -23,12 +25,9 @@ def versions(corpus: str = typer.Argument(help="Folder or URL of the corpus.")) 
     counts = ("records", "images", "text ids", "image words", "shards")
     shown = table("version", "time", *counts, "tokenizer", "complete", "note", right=counts)
     for number in numbers:
-        version = catalog.read(number, kinds=["tokens"])
+        version = catalog.read(number, kinds=["tokens"], columns=["parts", *SUMMED])
         tokens = version.select("tokens")
-        total = {
-            name: pc.sum(tokens[name]).as_py() or 0
-            for name in ("num_records", "num_images", "num_text_ids", "num_codes", "num_places")
-        }
+        total = {name: pc.sum(tokens[name]).as_py() or 0 for name in SUMMED}
         shown.add_row(
             f"v{number}",
             version.time.replace("+00:00", "Z"),

@@ -4,7 +4,9 @@ Colours are class names, so one drawing serves the light and the dark page. What
 a chart is only complete inside the report: alone it is black on white.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,11 +14,17 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.report.data import Mark
+
 WIDTH, HEIGHT = 520, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 30, 44
 _LABEL_RIGHT = 118  # room for names at the ends of lines
 _MAX_POINTS = 400
 _MAX_BINS = 44
+_LABEL_ROW, _MAX_LABEL_ROWS = 15, 4
+SIGNS = {">": ">", ">=": "≥", "<": "<", "<=": "≤"}
+"""Of rules -> of people."""
+_COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +85,7 @@ def format_number(value: float) -> str:
 
 
 def histogram(
-    samples: Sequence[Bars],
-    *,
-    x_label: str,
-    y_label: str,
-    threshold: float | None = None,
-    keeps_above: bool = True,
+    samples: Sequence[Bars], *, x_label: str, y_label: str, marks: Sequence[Mark] = ()
 ) -> str:
     """Overlaid histograms of up to four samples on common bins.
 
@@ -90,83 +93,143 @@ def histogram(
         samples: not empty, with one finite value at least.
         x_label: what is counted, with its unit.
         y_label: what a bar's height counts.
-        threshold: drawn as a line; bars on the side that is not kept are dimmed.
-        keeps_above: which side of the threshold is kept.
+        marks: thresholds, drawn as lines; the part of a bar that fails one that decides is dimmed,
+            and stands on the part that passes.
     """
     finite = [bars.values[np.isfinite(bars.values)] for bars in samples]
-    edges = _bin_edges(np.concatenate(finite), threshold)
-    counts = [np.histogram(values, edges)[0] for values in finite]
-    top = nice_ticks(0, max(1, *(int(count.max()) for count in counts)))
+    edges = _bin_edges(np.concatenate(finite), marks)
+    heights = [_count(values, edges) for values in finite]
+    top = nice_ticks(0, max(1, *(int(count.max()) for count in heights)))
     x = Scale(float(edges[0]), float(edges[-1]), _LEFT, WIDTH - _RIGHT)
     y = Scale(0, top[-1], HEIGHT - _BOTTOM, _TOP)
     parts = _frame(x, y, y_ticks=top, x_label=x_label, y_label=y_label)
-    for index, (bars, count) in enumerate(zip(samples, counts, strict=True)):
-        parts += _bars(bars.name, count, edges, x, y, index, threshold, keeps_above)
-    if threshold is not None:
-        parts += _threshold_line(threshold, x, keeps_above)
+    for index, (bars, values) in enumerate(zip(samples, finite, strict=True)):
+        passing = _count(values[_pass(values, marks)], edges)
+        parts += _bars(bars.name, passing, _count(values, edges) - passing, edges, x, y, index)
+    is_whole = all(np.issubdtype(values.dtype, np.integer) for values in finite)
+    parts += _mark_lines(marks, x, is_whole=is_whole)
+    num_beyond = sum(int(np.count_nonzero((v < edges[0]) | (v > edges[-1]))) for v in finite)
+    if num_beyond:
+        parts.append(
+            f'<text x="{x.end:.1f}" y="12" text-anchor="end">{num_beyond:,} lie further out, and '
+            "count in the outer bars</text>"
+        )
     names = ", ".join(bars.name for bars in samples)
     return _svg(parts, label=f"Histogram of {x_label}: {names}")
 
 
-def _bin_edges(values: NDArray[np.number], threshold: float | None) -> NDArray[np.float64]:
+def _pass(values: NDArray[np.number], marks: Sequence[Mark]) -> NDArray[np.bool_]:
+    """Which values pass every threshold that decides."""
+    passes = np.ones(len(values), bool)
+    for mark in marks:
+        if mark.decides:
+            # As Polars does: 0.35 in a float32 signal must pass >= 0.35.
+            is_float = np.issubdtype(values.dtype, np.floating)
+            number = np.asarray(mark.value, values.dtype if is_float else np.float64)
+            passes &= _COMPARE[mark.sign](values, number)
+    return passes
+
+
+def _count(values: NDArray[np.number], edges: NDArray[np.float64]) -> NDArray[np.integer]:
+    """Values a bin; the first and the last bin take what lies beyond them."""
+    counts: NDArray[np.integer] = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+    return counts
+
+
+def _bin_edges(values: NDArray[np.number], marks: Sequence[Mark]) -> NDArray[np.float64]:
     if not len(values):
         raise ValueError("a histogram needs one finite value at least")
-    low, high = float(values.min()), float(values.max())
-    if threshold is not None:
-        low, high = min(low, threshold), max(high, threshold)
+    low, high = _range(values)
+    low = min([low, *(mark.value for mark in marks)])
+    high = max([high, *(mark.value for mark in marks)])
+    first = marks[0] if marks else None
     if np.issubdtype(values.dtype, np.integer):
         step = max(1, math.ceil((high - low + 1) / _MAX_BINS))
-        return np.arange(low, high + step + 1, step, dtype=np.float64) - 0.5
-    if high == low:
+        # Half a step aside, whole numbers are in the middle of their bar.
+        start = math.floor(low) - 0.5
+        if first is not None:
+            border = _border(first, is_whole=True)
+            start = border - step * math.ceil((border - start) / step)
+        return np.arange(start, high + step + 0.5, step, dtype=np.float64)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-200):  # no room for bins between them
         low, high = low - 0.5, high + 0.5
     width = (high - low) / _MAX_BINS
-    if threshold is None:
+    if first is None:
         return np.linspace(low, high, _MAX_BINS + 1)
-    # An edge lies on the threshold, so that no bar is half kept.
-    below = math.ceil((threshold - low) / width - 1e-9)
-    above = math.ceil((high - threshold) / width - 1e-9)
-    edges = threshold + width * np.arange(-max(below, 1), max(above, 1) + 1, dtype=np.float64)
+    # An edge lies on the first threshold, so that no bar there is half kept.
+    below = math.ceil((first.value - low) / width - 1e-9)
+    above = math.ceil((high - first.value) / width - 1e-9)
+    edges = first.value + width * np.arange(-max(below, 1), max(above, 1) + 1, dtype=np.float64)
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # whatever rounding did
     return edges
 
 
+def _border(mark: Mark, *, is_whole: bool) -> float:
+    """Where a threshold is drawn: between the two whole numbers that it separates."""
+    if not is_whole:
+        return mark.value
+    is_below = mark.sign in (">=", "<")
+    return math.ceil(mark.value) - 0.5 if is_below else math.floor(mark.value) + 0.5
+
+
+def _range(values: NDArray[np.number]) -> tuple[float, float]:
+    """From the least to the greatest value, or where a few lie far out, of all but those."""
+    low, start, end, high = (float(v) for v in np.percentile(values, (0, 0.2, 99.8, 100)))
+    length = end - start
+    if length == 0:
+        return low, high
+    first = start - length / 4 if start - low > 3 * length else low
+    return first, (end + length / 4 if high - end > 3 * length else high)
+
+
 def _bars(
     name: str,
-    counts: NDArray[np.integer],
+    passing: NDArray[np.integer],
+    failing: NDArray[np.integer],
     edges: NDArray[np.float64],
     x: Scale,
     y: Scale,
     index: int,
-    threshold: float | None,
-    keeps_above: bool,
 ) -> list[str]:
     parts = [f'<g class="fill-{index + 1}">']
-    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-        if not count:
-            continue
-        middle = (left + right) / 2
-        dropped = threshold is not None and (middle >= threshold) != keeps_above
-        start, end = x(left) + 0.5, x(right) - 0.5
-        note = f"{name}: {count:,} from {format_number(left)} to {format_number(right)}"
-        parts.append(
-            f'<rect x="{start:.1f}" y="{y(count):.1f}" width="{max(end - start, 0.5):.1f}" '
-            f'height="{y(0) - y(count):.1f}" class="{"dim" if dropped else "kept"}">'
-            f"<title>{escape(note)}</title></rect>"
-        )
+    for place, (left, right) in enumerate(itertools.pairwise(edges)):
+        base = 0
+        for kind, counts in (("kept", passing), ("dim", failing)):
+            count = int(counts[place])
+            if not count:
+                continue
+            start, end = x(left) + 0.5, x(right) - 0.5
+            note = f"{name}: {count:,} from {format_number(left)} to {format_number(right)}"
+            parts.append(
+                f'<rect x="{start:.1f}" y="{y(base + count):.1f}" '
+                f'width="{max(end - start, 0.5):.1f}" '
+                f'height="{y(base) - y(base + count):.1f}" class="{kind}">'
+                f"<title>{escape(note)}</title></rect>"
+            )
+            base += count
     return [*parts, "</g>"]
 
 
-def _threshold_line(threshold: float, x: Scale, keeps_above: bool) -> list[str]:
-    at = x(threshold)
-    sign = "≥" if keeps_above else "≤"
-    # The note stands on the side with more room.
-    anchor, shift = ("start", 6) if at < (x.start + x.end) / 2 else ("end", -6)
-    return [
-        f'<line class="threshold" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" '
-        f'y2="{HEIGHT - _BOTTOM}"/>',
-        f'<text class="strong" x="{at + shift:.1f}" y="{_TOP + 1}" text-anchor="{anchor}">'
-        f"kept: {sign} {threshold:g}</text>",
-    ]
+def _mark_lines(marks: Sequence[Mark], x: Scale, *, is_whole: bool) -> list[str]:
+    """A line a threshold, with what it keeps written on that side, each on a row of its own."""
+    parts = []
+    for row, mark in enumerate(marks):
+        at = x(_border(mark, is_whole=is_whole))
+        level = _TOP + 1 + _LABEL_ROW * (row % _MAX_LABEL_ROWS)
+        text = f"{SIGNS[mark.sign]} {mark.value:,.12g}"
+        right = mark.keeps_above
+        # The note stands on the side that is kept, unless there is no room.
+        if abs((x.end if right else x.start) - at) < 8 * len(text) + 8:
+            right = not right
+        anchor, shift = ("start", 6) if right else ("end", -6)
+        kind = "threshold" if mark.decides else "threshold weak"
+        parts += [
+            f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" '
+            f'y2="{HEIGHT - _BOTTOM}"><title>{escape(mark.rule)}</title></line>',
+            f'<text class="strong halo" x="{at + shift:.1f}" y="{level:.1f}" '
+            f'text-anchor="{anchor}">{escape(text)}<title>{escape(mark.rule)}</title></text>',
+        ]
+    return parts
 
 
 def rank_chart(counts: NDArray[np.integer], *, x_label: str, y_label: str) -> str:

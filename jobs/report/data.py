@@ -49,8 +49,8 @@ class FunnelRule:
 
     name: str
     expression: str
-    num_dropped_alone: int
-    """By this rule if there were no other."""
+    num_dropped_alone: int | None
+    """By this rule if there were no other; None for what works only on what rules let through."""
     num_dropped_in_order: int
     """Of what the rules before it left."""
     num_remaining: int
@@ -94,14 +94,165 @@ class CodebookUsage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """How much of something was looked at."""
+
+    num_read: int = 0
+    num_all: int = 0
+    unit: str = "shards"
+
+    @property
+    def is_whole(self) -> bool:
+        return self.num_read >= self.num_all
+
+    @property
+    def told(self) -> str:
+        """`all 12 shards`, or `200 of 100,000 shards, spread evenly`."""
+        if self.is_whole:
+            return f"all {self.num_all:,} {self.unit}" if self.num_all > 1 else "everything"
+        return f"{self.num_read:,} of {self.num_all:,} {self.unit}, spread evenly"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostFailures:
+    """How the rows of one host ended."""
+
+    host: str
+    num_rows: int
+    failures: Mapping[str, int]
+    """State -> rows, without `ok`."""
+
+    @property
+    def num_failed(self) -> int:
+        return sum(self.failures.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateHosts:
+    """Which hosts the rows of one state come from."""
+
+    state: str
+    num_rows: int
+    reasons: Mapping[str, int]
+    hosts: Mapping[str, int]
+    """The hosts with the most rows -> rows."""
+    num_hosts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hosts:
+    """Failures of URL sources by host."""
+
+    num_rows: int
+    """Rows that were to be fetched."""
+    num_failed: int
+    num_hosts: int
+    num_failing_hosts: int
+    worst: tuple[HostFailures, ...]
+    """The hosts with the most failures."""
+    by_state: tuple[StateHosts, ...]
+    """Most frequent state first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """A threshold that the selection draws through a signal."""
+
+    value: float
+    sign: str
+    """`>`, `>=`, `<` or `<=`: what is on that side passes."""
+    rule: str
+    decides: bool = True
+    """Whether failing it fails the rule; not so within an `or`."""
+
+    @property
+    def keeps_above(self) -> bool:
+        return self.sign in (">", ">=")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SignalHistogram:
-    """The values of one signal, with the threshold that the selection draws, if it draws one."""
+    """The values of one signal, with the thresholds that the selection draws through it."""
 
     name: str
     values: NDArray[np.number]
-    threshold: float | None = None
-    keeps_above: bool = True
+    """(pairs,), one finite value at least."""
+    marks: tuple[Mark, ...] = ()
+    num_unknown: int = 0
+    """Pairs for which the signal has no value: no threshold lets them pass."""
     unit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A pair beside a threshold."""
+
+    image: bytes
+    """Any encoded image."""
+    caption: str
+    value: float
+    fate: str
+    """What became of it in the whole selection; "" where nothing is selected yet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThresholdEdge:
+    """The pairs nearest to one threshold, on either side."""
+
+    rule: str
+    threshold: str
+    """For example `clip_score >= 0.28`."""
+    passing: tuple[Example, ...]
+    """Nearest first."""
+    failing: tuple[Example, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterMember:
+    """A picture of a duplicate cluster."""
+
+    image: bytes
+    key: str
+    caption: str
+    relation: str
+    """`leader`, or how it is like the leader: `bytes`, `pixels`, `perceptual`."""
+    distance: int
+    """Bits in which the perceptual hashes differ."""
+    fate: str
+    """As of `Example`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicateCluster:
+    """Pictures that count as one."""
+
+    members: tuple[ClusterMember, ...]
+    """Those that are shown, in ingest order."""
+    num_members: int
+    """Members in the shards that were looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """What clustering found."""
+
+    num_pairs: int
+    num_later: int
+    """Pairs that are not the first of their cluster."""
+    relations: Mapping[str, int]
+    """How those are like their leader -> pairs."""
+    distances: Mapping[int, int]
+    """Bits -> pairs, of those that are like their leader by the perceptual hash."""
+    clusters: tuple[DuplicateCluster, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contamination:
+    """Pairs whose picture is in an evaluation set."""
+
+    evaluation_set: str
+    num_pairs: int
+    examples: tuple[ClusterMember, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,13 +304,25 @@ class ReportData:
 
     title: str
     subtitle: str = ""
+    ledger_sample: Sample = Sample()
+    """The ledgers that reasons and hosts were read from; states are counted over all."""
+    pair_sample: Sample = Sample()
+    """The shards that signals and relations were read from."""
+    picture_sample: Sample = Sample()
+    """The shards that pictures were taken from."""
+    token_sample: Sample = Sample()
+    """The token shards that lengths and codes were read from."""
     facts: tuple[Fact, ...] = ()
     findings: tuple[Finding, ...] = ()
     states: tuple[LedgerState, ...] = ()
+    hosts: Hosts | None = None
     num_pairs: int = 0
     """Pairs that the selection starts from."""
     funnel: tuple[FunnelRule, ...] = ()
     signals: tuple[SignalHistogram, ...] = ()
+    edges: tuple[ThresholdEdge, ...] = ()
+    duplicates: Duplicates | None = None
+    contamination: tuple[Contamination, ...] = ()
     lengths: SentenceLengths | None = None
     codebook: CodebookUsage | None = None
     gallery: tuple[GalleryPicture, ...] = ()

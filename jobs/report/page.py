@@ -13,22 +13,34 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from jobs.report.charts import Bars, Line, format_number, histogram, line_chart, rank_chart
+from jobs.report.charts import SIGNS, Bars, Line, format_number, histogram, line_chart, rank_chart
 from jobs.report.data import (
     CaptionSample,
+    ClusterMember,
     CodebookUsage,
+    Contamination,
+    DuplicateCluster,
+    Duplicates,
+    Example,
     FunnelRule,
     GalleryPicture,
+    Hosts,
     LedgerState,
+    Mark,
     ReportData,
     SentenceLengths,
     SignalHistogram,
+    ThresholdEdge,
     TrainingCurve,
 )
-from jobs.report.pictures import data_url, draw_kept, enlarge
+from jobs.report.pictures import data_url, draw_kept, enlarge, thumbnail
 from schemas.storage import storage_errors
 
 TEMPLATE = Path(__file__).with_name("report.html")
+KEPT = "kept"
+RELATIONS = {"bytes": "same bytes", "pixels": "same pixels", "perceptual": "near hashes"}
+"""How a picture is like the first of its cluster, for people."""
+CAPTION_CHARACTERS = 120
 
 
 def render_report(data: ReportData) -> str:
@@ -45,7 +57,11 @@ def render_report(data: ReportData) -> str:
         data=data,
         ledger=_ledger(data.states),
         funnel=_funnel(data.funnel, data.num_pairs),
+        hosts=_hosts(data.hosts) if data.hosts else None,
         signals=[_signal(signal) for signal in data.signals],
+        edges=[_edge(edge) for edge in data.edges],
+        duplicates=_duplicates(data.duplicates) if data.duplicates else None,
+        contamination=[_contamination(found) for found in data.contamination],
         lengths=_lengths(data.lengths) if data.lengths else None,
         codebook=_codebook(data.codebook) if data.codebook else None,
         gallery=[_picture(picture) for picture in data.gallery],
@@ -81,7 +97,7 @@ def _ledger(states: Sequence[LedgerState]) -> dict[str, Any] | None:
         {
             "state": state.state,
             "count": f"{state.num_rows:,}",
-            "share": f"{state.num_rows / max(total, 1):.1%}",
+            "share": _share(state.num_rows, total),
             "bar": 100 * (1 if state.state == "ok" else 0.75 * state.num_rows / max(most, 1)),
             "reasons": _reasons(state.reasons),
         }
@@ -102,7 +118,7 @@ def _funnel(rules: Sequence[FunnelRule], num_pairs: int) -> dict[str, Any] | Non
         {
             "name": rule.name,
             "expression": rule.expression,
-            "alone": f"{rule.num_dropped_alone:,}",
+            "alone": "-" if rule.num_dropped_alone is None else f"{rule.num_dropped_alone:,}",
             "in_order": f"{rule.num_dropped_in_order:,}",
             "remaining": f"{rule.num_remaining:,}",
             "kept_bar": 100 * rule.num_remaining / max(num_pairs, 1),
@@ -114,9 +130,53 @@ def _funnel(rules: Sequence[FunnelRule], num_pairs: int) -> dict[str, Any] | Non
     return {
         "total": f"{num_pairs:,}",
         "kept": f"{kept:,}",
-        "share": f"{kept / max(num_pairs, 1):.1%}",
+        "share": _share(kept, num_pairs),
         "rows": rows,
     }
+
+
+def _hosts(hosts: Hosts) -> dict[str, Any]:
+    most = max((host.num_failed for host in hosts.worst), default=1)
+    return {
+        "num_rows": f"{hosts.num_rows:,}",
+        "num_failed": f"{hosts.num_failed:,}",
+        "share": _share(hosts.num_failed, hosts.num_rows),
+        "num_hosts": f"{hosts.num_hosts:,}",
+        "num_failing": f"{hosts.num_failing_hosts:,}",
+        "worst": [
+            {
+                "host": host.host,
+                "rows": f"{host.num_rows:,}",
+                "failed": f"{host.num_failed:,}",
+                "own_share": _share(host.num_failed, host.num_rows),
+                "share": _share(host.num_failed, hosts.num_failed),
+                "bar": 100 * host.num_failed / max(most, 1),
+                "states": list(host.failures.items()),
+            }
+            for host in hosts.worst
+        ],
+        "by_state": [
+            {
+                "state": found.state,
+                "rows": f"{found.num_rows:,}",
+                "reasons": _reasons(found.reasons),
+                "hosts": [
+                    {"host": host, "rows": count, "share": _share(count, found.num_rows)}
+                    for host, count in found.hosts.items()
+                ],
+                "num_more": max(found.num_hosts - len(found.hosts), 0),
+            }
+            for found in hosts.by_state
+        ],
+    }
+
+
+def _share(part: int, whole: int) -> str:
+    """A share that is not 0 does not read as 0, and one that is not all not as 100 %."""
+    share = part / max(whole, 1)
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
 def _signal(signal: SignalHistogram) -> dict[str, Any]:
@@ -125,10 +185,100 @@ def _signal(signal: SignalHistogram) -> dict[str, Any]:
         [Bars(name="pairs", values=signal.values)],
         x_label=label,
         y_label="pairs",
-        threshold=signal.threshold,
-        keeps_above=signal.keeps_above,
+        marks=signal.marks,
     )
-    return {"name": signal.name, "chart": Markup(chart)}
+    return {
+        "name": signal.name,
+        "chart": Markup(chart),
+        "marks": [_mark(mark) for mark in signal.marks],
+        "num_unknown": f"{signal.num_unknown:,}" if signal.num_unknown else "",
+    }
+
+
+def _mark(mark: Mark) -> dict[str, Any]:
+    return {
+        "rule": mark.rule,
+        "text": f"{SIGNS[mark.sign]} {mark.value:,.12g}",
+        "note": "" if mark.decides else "one side of an or",
+    }
+
+
+def _edge(edge: ThresholdEdge) -> dict[str, Any]:
+    return {
+        "rule": edge.rule,
+        "threshold": edge.threshold,
+        "sides": [
+            {"name": "passes", "examples": [_example(item) for item in edge.passing]},
+            {"name": "fails", "examples": [_example(item) for item in edge.failing]},
+        ],
+    }
+
+
+def _example(example: Example) -> dict[str, Any]:
+    return {
+        "image": data_url(thumbnail(example.image)),
+        "caption": _short(example.caption),
+        "value": _value(example.value),
+        "fate": example.fate,
+        "kept": example.fate == KEPT,
+    }
+
+
+def _value(value: float) -> str:
+    is_whole = value.is_integer() or abs(value) >= 1e5
+    return f"{value:,.0f}" if is_whole else f"{value:,.5g}"
+
+
+def _short(caption: str) -> str:
+    """A caption as far as it fits beside a thumbnail; the widest take four lines."""
+    return caption if len(caption) <= CAPTION_CHARACTERS else caption[:CAPTION_CHARACTERS] + "…"
+
+
+def _duplicates(found: Duplicates) -> dict[str, Any]:
+    return {
+        "num_pairs": f"{found.num_pairs:,}",
+        "num_later": f"{found.num_later:,}",
+        "share": _share(found.num_later, found.num_pairs),
+        "relations": [
+            (RELATIONS.get(name, name), f"{count:,}") for name, count in found.relations.items()
+        ],
+        "distances": [(name, f"{count:,}") for name, count in found.distances.items()],
+        "clusters": [_cluster(cluster) for cluster in found.clusters],
+    }
+
+
+def _cluster(cluster: DuplicateCluster) -> dict[str, Any]:
+    return {
+        "size": f"{cluster.num_members:,}",
+        "num_more": cluster.num_members - len(cluster.members),
+        "members": [_member(member) for member in cluster.members],
+    }
+
+
+def _member(member: ClusterMember) -> dict[str, Any]:
+    return {
+        "image": data_url(thumbnail(member.image)),
+        "key": member.key,
+        "caption": _short(member.caption),
+        "relation": _relation(member),
+        "fate": member.fate,
+        "kept": member.fate == KEPT,
+    }
+
+
+def _relation(member: ClusterMember) -> str:
+    """How a picture is like the first of its cluster."""
+    if member.relation == "perceptual":
+        return f"{member.distance} {'bit' if member.distance == 1 else 'bits'}"
+    return RELATIONS.get(member.relation, member.relation)
+
+
+def _contamination(found: Contamination) -> dict[str, Any]:
+    return {
+        "name": found.evaluation_set,
+        "num_pairs": f"{found.num_pairs:,}",
+        "examples": [_member(item) for item in found.examples],
+    }
 
 
 def _lengths(lengths: SentenceLengths) -> dict[str, Any]:

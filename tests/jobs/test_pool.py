@@ -91,3 +91,26 @@ def test_what_cannot_be_mended_stops_at_once(tmp_path: Path) -> None:
         run(tmp_path, ["wrong", *"abcdefgh"])
     assert caught.value.shard == "wrong"
     assert (tmp_path / "wrong").read_text() == "x"
+
+
+def test_once_forbidden_no_further_task_is_started(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def forbids() -> bool:
+        return len(done) >= 2
+
+    tasks = [(name, name) for name in ("a", "b", "c", "d", "e")]
+    for task, _ in run_pool(Behaving(tmp_path), tasks, num_workers=1, forbids=forbids):
+        done.append(task)
+    assert done == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_task_that_failed_is_not_taken_up_again_once_forbidden(tmp_path: Path) -> None:
+    asked = iter([False, True, True, True])
+    tasks = [("flaky", "flaky"), ("b", "b")]
+    found = list(
+        run_pool(Behaving(tmp_path), tasks, num_workers=1, forbids=lambda: next(asked, True))
+    )
+    assert found == []
+    assert (tmp_path / "flaky").read_text() == "x"

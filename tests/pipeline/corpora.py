@@ -118,7 +118,7 @@ def publish_documents(
         for fetch, row, text in good
     ]
     rows.append({"row_id": bad, "fetch_id": bad, "key": record_key(bad), "state": "bad_row"})
-    table = pa.Table.from_pylist(rows, schema=INTAKE_SCHEMA)
+    table = pa.Table.from_pylist([{**row, "generation": 0} for row in rows], schema=INTAKE_SCHEMA)
     path = intake_path(source, shard_name(number), digest(*(text for _, _, text in good)))
     file = write_table(store, path, table)
     return ShardRow(
@@ -142,12 +142,17 @@ def measure_all(
 ) -> list[ShardRow]:
     """All declared signals of some pair shards."""
     signals = open_signals(declaration, store)
+    settings = {signal.schema.name: signal.settings() for signal in signals}
     return [
-        measure_shard(
-            store, pairs, signal, want_signal(pairs, signal.schema.name, signal.settings())
-        )
+        row
         for pairs in shards
-        for signal in signals
+        for row in measure_shard(
+            store,
+            pairs,
+            signals,
+            [want_signal(pairs, name, value) for name, value in settings.items()],
+            existing=[],
+        )
     ]
 
 

@@ -2,15 +2,19 @@
 
 import ipaddress
 import socket
-import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.addresses import AddressGuard, Deadline, is_public, is_public_or_intranet
+from pipeline.addresses import AddressGuard, is_public, is_public_or_intranet, open_socket
+from pipeline.deadline import Deadline
 from pipeline.failures import FetchError
-from schemas.ledger import State
+from pipeline.resolver import Address, IPAddress, LookUp, Resolver, look_up
+from schemas.record import normalise_url
+from schemas.state import State
 
 PRIVATE = [
     "0.0.0.0",
@@ -40,6 +44,8 @@ PRIVATE = [
     "2001:db8::1",
     "2002:7f00:1::",
     "2002:c0a8:101::1",
+    "::ffff:0:127.0.0.1",
+    "64:ff9b:1::7f00:1",
     "fc00::1",
     "fd12::1",
     "fe80::1",
@@ -97,83 +103,155 @@ def test_link_local_is_no_intranet(text: str) -> None:
     assert not is_public_or_intranet(ipaddress.ip_address(text))
 
 
+def addresses(*texts: str) -> list[Address]:
+    """What a name server would answer."""
+    return [
+        Address(
+            socket.AF_INET if ":" not in text else socket.AF_INET6,
+            ipaddress.ip_address(text),
+            (text, 0) if ":" not in text else (text, 0, 0, 0),
+        )
+        for text in texts
+    ]
+
+
+@contextmanager
+def guarded(
+    answer: LookUp = look_up, *, is_allowed: Callable[[IPAddress], bool] = is_public
+) -> Iterator[AddressGuard]:
+    resolver = Resolver(num_threads=1, cache_seconds=0, look_up=answer)
+    yield AddressGuard(resolver, is_allowed=is_allowed)
+    resolver.close()
+
+
+ODD = [
+    "127.0.0.1",
+    "localhost",
+    "2130706433",
+    "017700000001",
+    "0x7f.1",
+    "0x7f000001",
+    "0177.0.0.1",
+    "127.1",
+    "127.0.1",
+    "0",
+    "0.0.0.0",
+    "0xa9fea9fe",
+    "169.254.43518",
+    "::ffff:7f00:1",
+    "::ffff:127.0.0.1",
+    "::7f00:1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::",
+    "fe80::1%1",
+    "::1",
+]
+
+
+@pytest.mark.parametrize("host", ODD)
+def test_odd_notations_of_private_addresses_are_blocked(host: str) -> None:
+    with guarded() as guard, pytest.raises(FetchError) as caught:
+        guard.checked_addresses(host, Deadline.after(5))
+    assert (caught.value.state, caught.value.reason) == (State.BLOCKED_ADDRESS, "not_public")
+
+
 @pytest.mark.parametrize(
-    "host",
+    "url",
     [
-        "127.0.0.1",
-        "localhost",
-        "2130706433",
-        "0x7f.1",
-        "0177.0.0.1",
-        "127.1",
-        "::1",
-        "0",
-        "0x7f000001",
+        "http://127\u30020\u30020\u30021/x",  # ideographic full stops
+        "http://127\uff0e0\uff0e0\uff0e1/x",
+        "http://\u2460\u2461\u2466.0.0.1/x",  # circled digits: 127
+        "http://\uff11\uff12\uff17.1/x",
+        "http://0x7F.1/x",
+        "http://example.com@127.0.0.1/x",
+        "http://example.com:80@127.0.0.1/x",
+        "http://[::FFFF:7F00:1]/x",
     ],
 )
-def test_odd_notations_of_loopback_are_blocked(host: str) -> None:
-    guard = AddressGuard(num_threads=1)
-    with pytest.raises(FetchError) as caught:
-        guard.checked_addresses(host, 80, Deadline.after(5))
-    assert caught.value.state in (State.BLOCKED_ADDRESS, State.DNS_ERROR)
-    if host != "::1":  # a machine may have no IPv6 at all
-        assert caught.value.state is State.BLOCKED_ADDRESS
-    guard.close()
+def test_what_a_url_becomes_is_what_is_checked(url: str) -> None:
+    normalised = normalise_url(url)
+    assert normalised is not None
+    host = normalised.split("/")[2].rpartition("@")[2].strip("[]")
+    with guarded() as guard, pytest.raises(FetchError) as caught:
+        guard.checked_addresses(host, Deadline.after(5))
+    assert caught.value.state is State.BLOCKED_ADDRESS
 
 
-def test_one_private_address_among_public_ones_blocks_the_host(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A name server in an attacker's hand can answer both; none can be made to here."""
+@pytest.mark.parametrize(
+    "text", ["100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254", "169.254.169.254"]
+)
+def test_where_clouds_keep_credentials_is_never_allowed(text: str) -> None:
+    address = ipaddress.ip_address(text)
+    assert not is_public(address)
+    assert not is_public_or_intranet(address)
 
-    def answer(*_: object, **__: object) -> list[tuple[object, ...]]:
-        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
-        return [(*kind, ("8.8.8.8", 80)), (*kind, ("10.0.0.1", 80))]
 
-    monkeypatch.setattr(socket, "getaddrinfo", answer)
-    guard = AddressGuard(num_threads=1)
-    with pytest.raises(FetchError) as caught:
+def test_one_private_address_among_public_ones_blocks_the_host() -> None:
+    """A name server in an attacker's hand can answer both."""
+    both = addresses("8.8.8.8", "10.0.0.1")
+    with guarded(lambda _: both) as guard, pytest.raises(FetchError) as caught:
         guard.connect("two-faced.example", 80, Deadline.after(5))
     assert caught.value.state is State.BLOCKED_ADDRESS
-    guard.close()
 
 
-def test_the_socket_goes_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_socket_goes_to_the_address_that_was_checked() -> None:
     """A second look-up would be the moment at which a rebinding name server answers otherwise."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     asked = []
-    real = socket.getaddrinfo
 
-    def once(host: str, *args: object, **options: object) -> object:
+    def rebinding(host: str) -> list[Address]:
         asked.append(host)
-        return real("127.0.0.1" if len(asked) == 1 else "127.0.0.2", *args, **options)  # type: ignore[arg-type]
+        return addresses("127.0.0.1" if len(asked) == 1 else "127.0.0.2")
 
-    monkeypatch.setattr(socket, "getaddrinfo", once)
-    guard = AddressGuard(num_threads=1, is_allowed=is_public_or_intranet)
-    with guard.connect("rebinding.example", port, Deadline.after(5)) as connected:
+    with (
+        guarded(rebinding, is_allowed=is_public_or_intranet) as guard,
+        guard.connect("rebinding.example", port, Deadline.after(5)) as connected,
+    ):
         assert connected.getpeername() == ("127.0.0.1", port)
     assert asked == ["rebinding.example"]
-    guard.close()
     listener.close()
 
 
-def test_a_name_that_does_not_exist_is_no_transient_failure() -> None:
-    guard = AddressGuard(num_threads=1)
-    with pytest.raises(FetchError) as caught:
-        guard.connect("no-such-host.invalid", 80, Deadline.after(20))
-    assert caught.value.state in (State.DNS_ERROR, State.TIMEOUT)
-    if caught.value.reason == "no_such_host":
-        assert not caught.value.is_transient
-    guard.close()
+def test_an_address_that_refuses_leaves_the_next_one() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as listener:
+        port = listener.getsockname()[1]
+        both = tuple(addresses("127.0.0.1", "127.0.0.2"))
+        with open_socket(both, port, Deadline.after(5)) as connected:
+            assert connected.getpeername() == ("127.0.0.2", port)
 
 
-def test_a_slow_name_server_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(10) or [])
-    guard = AddressGuard(num_threads=1)
+def test_a_closed_port_is_refused_and_a_full_one_times_out() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        place = tuple(addresses("127.0.0.1"))
+        queue = [socket.socket() for _ in range(8)]  # nobody accepts, and there is room for few
+        for waiting in queue:
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        with pytest.raises(FetchError) as caught:
+            open_socket(place, port, Deadline.after(0.3))
+        assert (caught.value.state, caught.value.reason) == (State.TIMEOUT, "connect")
+        for waiting in queue:
+            waiting.close()
     with pytest.raises(FetchError) as caught:
-        guard.connect("slow.example", 80, Deadline.after(0.1))
-    assert (caught.value.state, caught.value.reason) == (State.TIMEOUT, "dns")
-    answered.set()
-    guard.close()
+        open_socket(place, port, Deadline.after(5))
+    assert (caught.value.state, caught.value.reason) == (State.CONNECTION_ERROR, "refused")
+
+
+def test_a_machine_without_sockets_says_so() -> None:
+    """Real limits: no file may be opened any more."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    place = tuple(addresses("127.0.0.1"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(FetchError) as caught:
+            open_socket(place, 80, Deadline.after(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (caught.value.state, caught.value.reason) == (State.CONNECTION_ERROR, "no_socket")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import os
 import random
@@ -17,17 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import fetch as fetch_module
+from pipeline.decoder import Decoder
 from pipeline.fetch import fetch_shard
-from pipeline.images import Prepared, Rejected, prepare_image
+from pipeline.images import Prepared, prepare_image
 from pipeline.intake import scan_source, take_in
+from pipeline.outcomes import WaitingRoom
 from pipeline.pair_shard import read_pairs
+from pipeline.reception import Arrival, Reception
+from pipeline.tombstones import FOLDER
 from schemas.catalog import ShardRow
 from schemas.declaration import Columns, Fetch, Images, Source
 from schemas.errors import CorruptShardError, LedgerError, SourceError
 from schemas.fingerprint import bytes_sha256, file_sha256, records_digest
 from schemas.layout import ledger_path
 from schemas.ledger import LEDGER_SCHEMA, State
-from schemas.record import caption_sha256
+from schemas.record import caption_sha256, fetch_id, normalise_caption, row_id
 from schemas.storage import Store
 from tests.pipeline.test_archives import make_tar
 from tests.pipeline.web import Web, picture, serve
@@ -168,19 +173,57 @@ def test_one_url_with_five_captions_is_fetched_once(web: Web, store: Store) -> N
 
 
 def test_a_row_that_is_lost_on_the_way_is_in_the_ledger(
-    web: Web, store: Store, capfd: pytest.CaptureFixture[str]
+    web: Web, store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fragile(data: bytes, images: Images) -> Prepared | Rejected:
+    take_image = Reception.take
+
+    def fragile(self: Reception, data: bytes, *, sha256: str | None = None) -> Arrival:
         if data == picture(1):
             raise ZeroDivisionError
-        return prepare_image(data, images)
+        return take_image(self, data, sha256=sha256)
 
+    monkeypatch.setattr(Reception, "take", fragile)
     lines = [(url, f"caption {n}") for n, url in enumerate(web.add_pictures(3))]
     source, intake = take_lines(store, lines)
-    row = fetch(store, source, intake, prepare=fragile)
+    row = fetch(store, source, intake)
     assert states(ledger_of(store, row))["caption 1"] == ("internal_error", "lost")
     assert row.state_counts == {"internal_error": 1, "ok": 2}
     capfd.readouterr()
+
+
+@pytest.mark.parametrize("kind", ["urls", "tars"])
+def test_a_late_defect_ends_as_one_row_and_is_logged(
+    kind: str,
+    web: Web,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An image is decoded, and then something of ours goes wrong, while others are on their way."""
+    put = WaitingRoom.put
+    refused = prepare_image(picture(1), Images())
+    assert isinstance(refused, Prepared)
+
+    def fragile(self: WaitingRoom, image: bytes) -> int:
+        if image == refused.image:
+            raise ZeroDivisionError
+        return put(self, image)
+
+    monkeypatch.setattr(WaitingRoom, "put", fragile)
+    if kind == "urls":
+        lines = [(url, f"caption {n}") for n, url in enumerate(web.add_pictures(5))]
+        source, intake = take_lines(store, lines)
+    else:
+        members = [(f"{n}.jpg", picture(n)) for n in range(5)]
+        members += [(f"{n}.txt", f"caption {n}".encode()) for n in range(5)]
+        (Path(store.url) / "a.tar").write_bytes(make_tar(sorted(members)))
+        source = Source(name="t", tars="a.tar")
+        (intake,) = take(store, source)
+    row = fetch(store, source, intake)
+    assert states(ledger_of(store, row))["caption 1"] == ("internal_error", "ZeroDivisionError")
+    assert row.state_counts == {"internal_error": 1, "ok": 4}
+    assert bytes_sha256(picture(1)) in caplog.text
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_ledger_that_does_not_balance_is_not_published(
@@ -351,6 +394,158 @@ def test_corpus_and_sources_may_lie_on_object_storage(s3: str, web: Web) -> None
 def test_a_missing_bucket_is_told(s3: str) -> None:
     with pytest.raises(SourceError, match=r"no-such-bucket/list\.csv"):
         scan_source(Source(name="s", urls="s3://no-such-bucket/list.csv"), Store(s3))
+
+
+def test_bytes_that_are_not_those_the_list_expects_are_a_mismatch(web: Web, store: Store) -> None:
+    """Rows of one URL may expect different bytes: it is fetched once, and judged for each."""
+    good, other = web.add_pictures(2)
+    web.requests.clear()
+    rows = [
+        (good, "right", bytes_sha256(picture(0))),
+        (good, "wrong", bytes_sha256(picture(1))),
+        (good, "silent", None),
+        (other, "wrong too", bytes_sha256(b"")),
+        (web.url("/status/404"), "gone", bytes_sha256(b"")),
+        (web.add_pictures(3)[2], "refused", bytes_sha256(b"")),
+    ]
+    web.bodies["/picture/2.jpg"] = b"<html>"
+    path = Path(store.url).parent / "list.parquet"
+    schema = {"URL": pl.String, "TEXT": pl.String, "sha": pl.String}
+    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(path)
+    source = Source(name="web", urls=str(path), columns=Columns(sha256="sha"))
+    (intake,) = take(store, source)
+    row = fetch(store, source, intake)
+    mismatch = ("hash_mismatch", "sha256")
+    assert states(ledger_of(store, row)) == {
+        "right": ("ok", None),
+        "wrong": mismatch,
+        "silent": ("ok", None),
+        "wrong too": mismatch,
+        "gone": ("http_4xx", "status_404"),
+        "refused": mismatch,
+    }
+    assert web.requests["/picture/0.jpg"] == 1
+    ledger = {entry["caption"]: entry for entry in ledger_of(store, row)}
+    assert ledger["wrong"]["sha256"] == bytes_sha256(picture(0))
+    assert ledger["wrong"]["stored_sha256"] is None
+    assert (ledger["wrong"]["http_status"], ledger["wrong"]["attempts"]) == (200, 1)
+    assert {pair.caption for pair in read_pairs(store, row)} == {"right", "silent"}
+
+
+def entomb(store: Store, **groups: Sequence[str]) -> None:
+    """Publishes a tombstone list: kind -> digests."""
+    entries = [(kind, digest) for kind, digests in groups.items() for digest in digests]
+    table = pl.DataFrame(entries, schema=["kind", "sha256"], orient="row").to_arrow()
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    store.write(f"{FOLDER}/one.parquet", sink.getvalue())
+
+
+def test_what_is_blocked_or_removed_is_not_fetched_and_not_stored(web: Web, store: Store) -> None:
+    urls = web.add_pictures(8)
+    elsewhere = [web.url(f"/picture/{n}.jpg", host="localhost") for n in range(2)]
+    web.requests.clear()
+    stored = prepare_image(picture(3), Images())
+    assert isinstance(stored, Prepared)
+    hashes = [fetch_id(urls[1]), bytes_sha256(picture(2)), bytes_sha256(stored.image)]
+    (Path(store.url) / "hashes.txt").write_text("# removed\n" + "\n".join(hashes) + "\n")
+    (Path(store.url) / "domains.txt.gz").write_bytes(gzip.compress(b"localhost  # all of it\n"))
+    lines = [(url, f"caption {n}") for n, url in enumerate([*urls, *elsewhere])]
+    lines.append((urls[6], "another caption"))
+    lines.append((web.url(f"/to/http~localhost:{web.port}/picture/1.jpg"), "led there"))
+    entomb(
+        store,
+        image=[bytes_sha256(picture(4))],
+        url=[fetch_id(urls[5])],
+        row=[row_id(fetch_id(urls[6]), "caption 6")],
+    )
+    source, intake = take_lines(store, lines)
+    settings = FETCH.model_copy(
+        update={"blocked_hashes": "hashes.txt", "blocked_domains": "domains.txt.gz"}
+    )
+    row = fetch_shard(store, intake, source=source, fetch=settings, images=Images())
+    ledger = {entry["caption"]: entry for entry in ledger_of(store, row)}
+    assert {caption: entry["reason"] for caption, entry in ledger.items()} == {
+        "caption 0": None,
+        "caption 1": "blocked_hash",
+        "caption 2": "blocked_hash",
+        "caption 3": "blocked_hash",
+        "caption 4": "tombstone",
+        "caption 5": "tombstone",
+        "caption 6": "tombstone",
+        "another caption": None,
+        "caption 7": None,
+        "caption 8": "blocked_domain",
+        "caption 9": "blocked_domain",
+        "led there": "blocked_domain",
+    }
+    assert row.state_counts == {"ok": 3, "removed": 9}
+    # Asked for: what only its content could tell, and the picture that has another caption too.
+    asked = {path for path in web.requests if path.startswith("/picture")}
+    assert asked == {f"/picture/{n}.jpg" for n in (0, 2, 3, 4, 6, 7)}
+    kept = {pair.caption for pair in read_pairs(store, row)}
+    assert kept == {"caption 0", "another caption", "caption 7"}
+    tar = store.local(row.path).read_bytes()
+    assert stored.image not in tar
+    assert all(ledger[f"caption {n}"]["bytes"] is None for n in (2, 3, 4))
+
+
+def test_blocked_content_of_an_archive_is_not_stored(store: Store) -> None:
+    _tars(Path(store.url))
+    (Path(store.url) / "hashes.txt").write_text(bytes_sha256(picture(0)).upper())
+    source = Source(name="t", tars="*.tar")
+    (intake,) = take(store, source)
+    before = fetch(store, source, intake)
+    settings = FETCH.model_copy(update={"blocked_hashes": "hashes.txt"})
+    row = fetch_shard(store, intake, source=source, fetch=settings, images=Images())
+    num_removed = row.state_counts["removed"]
+    assert num_removed == before.num_records - row.num_records > 0
+    assert not any(r["sha256"] == bytes_sha256(picture(0)) for r in ledger_of(store, row))
+
+
+def test_nothing_is_fetched_without_a_blocklist_that_is_declared(web: Web, store: Store) -> None:
+    source, intake = take_lines(store, [(url, "a") for url in web.add_pictures(2)])
+    web.requests.clear()
+    settings = FETCH.model_copy(update={"blocked_domains": "missing.txt"})
+    with pytest.raises(SourceError, match=r"blocked_domains: .*missing\.txt.* does not exist"):
+        fetch_shard(store, intake, source=source, fetch=settings, images=Images())
+    assert not web.requests
+    assert store.names("pairs") == []
+
+
+def test_hostile_text_costs_no_row(web: Web, store: Store) -> None:
+    """NULs, lone surrogates and control characters, in captions, URLs and keys with dots."""
+    (url,) = web.add_pictures(1)
+    captions = ["a\x00b", "\ud800 lone", "\U0001f600", "x.y.jpg", "\x1b[31m", "\u0065\u0301t\u00e9"]
+    lines = [{"URL": url, "TEXT": caption} for caption in captions]
+    lines += [{"URL": f"{url}\x00{n}\ud800", "TEXT": f"bad {n}"} for n in range(2)]
+    path = Path(store.url) / "list.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    members = []
+    for number, caption in enumerate(captions):
+        members.append((f"a.b/{number}.x.jpg", picture(number)))
+        members.append((f"a.b/{number}.x.json", json.dumps({"TEXT": caption}).encode()))
+    (Path(store.url) / "a.tar").write_bytes(make_tar(members))
+    for source in (
+        Source(name="lines", urls="list.jsonl"),
+        Source(name="members", tars="a.tar", columns=Columns(caption="TEXT")),
+    ):
+        (intake,) = take(store, source)
+        row = fetch(store, source, intake)
+        assert row.num_rows == sum(row.state_counts.values()) == intake.num_rows
+        assert row.state_counts["ok"] == len(captions), source.name
+        stored = {pair.caption for pair in read_pairs(store, row)}
+        assert stored == {normalise_caption(caption) for caption in captions}
+
+
+def test_one_decoder_serves_shard_after_shard(web: Web, store: Store) -> None:
+    source, intake = take_lines(store, [(url, "a") for url in web.add_pictures(4)])
+    with Decoder[Arrival](Images()) as decoder:
+        first = fetch(store, source, intake, decoder=decoder)
+        pid = decoder.pid
+        second = fetch(store, source, intake, decoder=decoder)
+        assert decoder.pid == pid is not None
+    assert first.sha256 == second.sha256
 
 
 def test_texts_are_never_fetched(store: Store) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline import new_rows
 from pipeline.intake import Intake, count_new_rows, scan_source, take_in
 from schemas.catalog import ShardRow
-from schemas.declaration import Fetch, Source
+from schemas.declaration import Columns, Fetch, Source
 from schemas.errors import SourceError
 from schemas.fingerprint import file_sha256, records_digest
 from schemas.ledger import INTAKE_SCHEMA
@@ -197,6 +197,23 @@ def test_repeats_and_bad_rows_are_rows_with_a_state(
     assert (report.num_known_rows, report.num_new_rows) == (10, 0)
 
 
+def test_what_the_list_says_of_the_bytes_is_frozen(store: Store, tmp_path: Path) -> None:
+    rows = {
+        "URL": [f"http://a.example/{number}" for number in range(4)],
+        "TEXT": ["x"] * 4,
+        "hash": ["AB" * 32, None, "", "0123"],
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "list.parquet")
+    columns = Columns(sha256="hash")
+    source = Source(name="web", urls=str(tmp_path / "list.parquet"), columns=columns)
+    taken = begin(store, source)
+    found = {row["url"][-1]: row for row in rows_of(store, list(taken))}
+    assert [found[name]["expected_sha256"] for name in "0123"] == ["ab" * 32, None, None, None]
+    assert [found[name]["state"] for name in "0123"] == [None, None, None, "bad_row"]
+    assert {row["generation"] for row in found.values()} == {0}
+    assert taken.report.reasons == {"bad_sha256": 1}
+
+
 def test_the_number_of_partitions_changes_no_byte(
     store: Store, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +221,7 @@ def test_the_number_of_partitions_changes_no_byte(
     one = run(store, source, rows_per_shard=30)
     tar_source = _write_source(tmp_path, "tars")
     tars = run(store, tar_source, rows_per_shard=30)
-    monkeypatch.setattr(new_rows, "_SMALL_BYTES", 100)
+    monkeypatch.setattr(new_rows, "_PARTITION_BYTES", 100)
     assert [row.sha256 for row in run(store, source, rows_per_shard=30)] == [r.sha256 for r in one]
     again = run(store, tar_source, rows_per_shard=30)
     assert [row.sha256 for row in again] == [row.sha256 for row in tars]

@@ -10,10 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.lists import ListLine, read_list
+from pipeline.lists import LINE_SCHEMA, read_list
 from pipeline.sources import SourceFile
 from schemas.declaration import Columns
 from schemas.errors import SourceError
+
+Line = tuple[str | None, str | None, str | None, str | None]
 
 COLUMNS = Columns(url="link", caption="alt")
 LINES = [
@@ -56,11 +58,20 @@ FORMATS = {
 }
 
 
-def read(path: Path, columns: Columns = COLUMNS) -> list[ListLine]:
+def line(
+    url: str | None, caption: str | None, sha256: str | None = None, problem: str | None = None
+) -> Line:
+    return url, caption, sha256, problem
+
+
+def read(path: Path, columns: Columns = COLUMNS) -> list[Line]:
     file = SourceFile(str(path), path.stat().st_size, "")
     scratch = path.parent / "scratch"
     scratch.mkdir(exist_ok=True)
-    lines = [line for batch in read_list(file, columns=columns, scratch=scratch) for line in batch]
+    lines: list[Line] = []
+    for batch in read_list(file, columns=columns, scratch=scratch):
+        assert batch.schema == LINE_SCHEMA
+        lines += batch.rows()
     assert list(scratch.iterdir()) == []
     return lines
 
@@ -71,13 +82,13 @@ def test_every_format_gives_the_same_lines(tmp_path: Path, suffix: str, packed: 
     data = FORMATS[suffix](LINES)
     path = tmp_path / f"list.{suffix}{'.gz' if packed else ''}"
     path.write_bytes(gzip.compress(data) if packed else data)
-    assert read(path) == [ListLine(*line) for line in LINES]
+    assert read(path) == [line(*pair) for pair in LINES]
 
 
 def test_compression_is_told_by_the_bytes_and_not_by_the_name(tmp_path: Path) -> None:
     path = tmp_path / "list.csv.gz"
     path.write_bytes(as_table(",")(LINES))
-    assert read(path) == [ListLine(*line) for line in LINES]
+    assert read(path) == [line(*pair) for pair in LINES]
 
 
 def test_a_long_list_comes_in_order_and_in_bounded_batches(tmp_path: Path) -> None:
@@ -86,7 +97,7 @@ def test_a_long_list_comes_in_order_and_in_bounded_batches(tmp_path: Path) -> No
     path.write_bytes(as_parquet(lines))
     file = SourceFile(str(path), 1, "")
     batches = list(read_list(file, columns=COLUMNS, scratch=tmp_path))
-    assert [tuple(line[:2]) for batch in batches for line in batch] == lines
+    assert [row[:2] for batch in batches for row in batch.rows()] == lines
     assert len(batches) > 1
     assert max(map(len, batches)) <= 32_768
 
@@ -101,8 +112,11 @@ def test_a_list_of_captions_makes_a_line_each(tmp_path: Path, suffix: str) -> No
         rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read(path)
-    assert [tuple(line[:2]) for line in found[:2]] == [("http://a/1", "one"), ("http://a/1", "two")]
-    assert found[2:] == [ListLine("http://a/2", None)]
+    assert found == [
+        line("http://a/1", "one"),
+        line("http://a/1", "two"),
+        line("http://a/2", None),
+    ]
 
 
 def test_a_broken_json_line_costs_one_line(tmp_path: Path) -> None:
@@ -118,10 +132,52 @@ def test_a_broken_json_line_costs_one_line(tmp_path: Path) -> None:
     ]
     path.write_bytes(b"\n".join(lines))
     found = read(path)
-    assert found[0] == ListLine("http://a/1", "one")
-    assert [line.problem for line in found[1:5]] == ["bad_line"] * 4
-    assert found[5] == ListLine("5", "four")
+    assert found[0] == line("http://a/1", "one")
+    assert [problem for *_, problem in found[1:5]] == ["bad_line"] * 4
+    assert found[5] == line("5", "four")
     assert len(found) == 6
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_what_a_list_says_of_the_bytes_comes_with_its_line(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"list.{suffix}"
+    columns = Columns(url="link", caption="alt", sha256="digest")
+    rows = {"link": ["http://a/1", "http://a/2"], "alt": ["one", "two"], "digest": ["aa", None]}
+    frame = pl.DataFrame(rows)
+    if suffix == "parquet":
+        frame.write_parquet(path)
+    elif suffix == "csv":
+        frame.write_csv(path)
+    else:
+        frame.write_ndjson(path)
+    assert read(path, columns) == [
+        line("http://a/1", "one", "aa"),
+        line("http://a/2", "two"),
+    ]
+    with pytest.raises(SourceError, match=r"no column 'sha'.*'digest'"):
+        read(path, Columns(url="link", caption="alt", sha256="sha"))
+
+
+def test_digests_may_be_stored_as_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    digest = bytes(range(32))
+    pl.DataFrame({"link": ["http://a/1"], "alt": ["x"], "digest": [digest]}).write_parquet(path)
+    found = read(path, Columns(url="link", caption="alt", sha256="digest"))
+    assert found == [line("http://a/1", "x", digest.hex())]
+
+
+def test_lone_surrogates_of_json_spoil_a_url_and_not_a_caption(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text(
+        r'{"link": "http://a/\ud800", "alt": "x"}'
+        "\n"
+        r'{"link": "http://a/1", "alt": "a\udfffb"}'
+    )
+    found = read(path)
+    assert found == [
+        line("http://a/?", "x", problem="bad_url"),
+        line("http://a/1", "a\0b"),
+    ]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -57,6 +57,24 @@ def test_spellings_of_one_url_are_one_row() -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("sha256", ["ab" * 32, " " + "AB" * 32 + "\n"])
+def test_an_expected_digest_is_kept_in_lower_case(sha256: str) -> None:
+    row = url_row(URL, "words", sha256)
+    assert (row.state, row.expected_sha256) == (None, "ab" * 32)
+    assert row[:5] == url_row(URL, "words")[:5]
+
+
+@pytest.mark.parametrize("sha256", [None, "", "  "])
+def test_no_expected_digest_expects_nothing(sha256: str | None) -> None:
+    assert url_row(URL, "words", sha256) == url_row(URL, "words")
+
+
+@pytest.mark.parametrize("sha256", ["ab" * 31, "xy" * 32, "d41d8cd98f00b204e9800998ecf8427e", "0"])
+def test_a_malformed_digest_is_a_bad_row(sha256: str) -> None:
+    row = url_row(URL, "words", sha256)
+    assert (row.state, row.reason, row.expected_sha256) == ("bad_row", "bad_sha256", None)
+
+
 @given(st.none() | st.text(st.characters()), st.none() | st.text(st.characters()))
 def test_any_line_becomes_a_row_that_can_be_stored(url: str | None, caption: str | None) -> None:
     row = url_row(url, caption)

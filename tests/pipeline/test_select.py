@@ -1,7 +1,7 @@
 """A selection does what its declaration says, drops nothing in silence, and touches no pixels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from tests.pipeline.corpora import (
     url_of,
 )
 
+EVALUATION = [{"name": "coco", "folder": "coco"}]
 RULES = {"wide": "width >= 3", "wordy": "caption_words >= 2"}
 
 
@@ -52,6 +53,8 @@ class Record:
     width: int | None
     words: int
     image: int
+    evaluation: str | None = None
+    """The evaluation set that its picture is in."""
 
 
 @dataclass
@@ -111,15 +114,14 @@ def synthetic(store: Store, shards: Sequence[Sequence[Record]]) -> Corpus:
         keys = sorted(key_of(number, place) for place in range(len(records)))
         row = _row("pairs", number, len(keys))
         corpus.shards.append(row)
-        empty: dict[str, Any] = {name: [None] * len(keys) for name in IMAGE.columns}
-        image = empty | {
+        absent: list[Any] = [None] * len(keys)
+        image = dict.fromkeys(IMAGE.columns, absent) | {
             "key": keys,
             "width": [record.width for record in records],
             "sha256": [sha_of(record.image) for record in records],
         }
-        caption = {
+        caption = dict.fromkeys(CAPTION.columns, absent) | {
             "key": keys,
-            "caption_characters": [0] * len(keys),
             "caption_words": [record.words for record in records],
             "caption_sha256": [caption_sha256(key) for key in keys],
         }
@@ -133,6 +135,8 @@ def synthetic(store: Store, shards: Sequence[Sequence[Record]]) -> Corpus:
             "key": keys,
             "cluster": clusters,
             "is_leader": [key == cluster for key, cluster in zip(keys, clusters, strict=True)],
+            "relation": absent,
+            "contaminated_by": [record.evaluation for record in records],
             "distance": [0] * len(keys),
         }
         table = pa.table(relations, schema=RELATIONS_SCHEMA)
@@ -164,14 +168,23 @@ def _publish(store: Store, pairs: ShardRow, kind: str, signal: str, table: pa.Ta
 
 
 RECORDS = st.builds(
-    Record, width=st.none() | st.integers(0, 6), words=st.integers(0, 4), image=st.integers(0, 9)
+    Record,
+    width=st.none() | st.integers(0, 6),
+    words=st.integers(0, 4),
+    image=st.integers(0, 9),
+    evaluation=st.sampled_from([None, None, "coco"]),
 )
 CORPORA = st.lists(st.lists(RECORDS, max_size=8), min_size=1, max_size=5)
 SHARES = st.sampled_from([0.0, 0.3, 0.5])
 
 
 def reference(
-    shards: Sequence[Sequence[Record]], *, unique: bool, share: float, removed: set[str]
+    shards: Sequence[Sequence[Record]],
+    *,
+    unique: bool,
+    share: float = 0,
+    removed: Collection[str] = (),
+    decontaminate: bool = False,
 ) -> list[list[tuple[str, str | None, str | None]]]:
     """(key, dropped_by, split) of every record, by the definition."""
     leaders: dict[int, str] = {}
@@ -189,6 +202,8 @@ def reference(
                 step = "wordy"
             elif sha_of(record.image) in removed:
                 step = "removed"
+            elif decontaminate and record.evaluation is not None:
+                step = "decontaminate"
             elif unique and cluster in taken:
                 step = "unique"
             if step is None:
@@ -208,17 +223,23 @@ def rows_of(selection: ShardSelection) -> list[tuple[str, str | None, str | None
     return rows
 
 
-@given(CORPORA, st.booleans(), SHARES)
+@given(CORPORA, st.booleans(), SHARES, st.booleans())
 def test_every_record_ends_where_the_declaration_says(
     tmp_path_factory: pytest.TempPathFactory,
     shards: list[list[Record]],
     unique: bool,
     share: float,
+    decontaminate: bool,
 ) -> None:
     corpus = synthetic(Store(tmp_path_factory.mktemp("corpus")), shards)
-    declaration = declare(select=RULES, unique={} if unique else None, split={"validation": share})
+    declaration = declare(
+        select=RULES,
+        unique={} if unique else None,
+        split={"validation": share},
+        decontaminate=EVALUATION if decontaminate else [],
+    )
     found = corpus.select(declaration)
-    expected = reference(shards, unique=unique, share=share, removed=set())
+    expected = reference(shards, unique=unique, share=share, decontaminate=decontaminate)
     assert [rows_of(item) for item in found] == expected
     for item, rows in zip(found, expected, strict=True):
         assert item.counts.num_rows == len(rows)
@@ -232,10 +253,10 @@ def test_the_funnel_counts_every_step(
     tmp_path_factory: pytest.TempPathFactory, shards: list[list[Record]], unique: bool
 ) -> None:
     corpus = synthetic(Store(tmp_path_factory.mktemp("corpus")), shards)
-    declaration = declare(select=RULES, unique={} if unique else None)
+    declaration = declare(select=RULES, unique={} if unique else None, decontaminate=EVALUATION)
     found = evaluate(corpus.store, corpus.shards, corpus.signals, corpus.relations, declaration)
     expected = [
-        row for rows in reference(shards, unique=unique, share=0, removed=set()) for row in rows
+        row for rows in reference(shards, unique=unique, decontaminate=True) for row in rows
     ]
     steps = [step for _, step, _ in expected]
     records = [record for shard in shards for record in shard]
@@ -249,6 +270,7 @@ def test_the_funnel_counts_every_step(
     assert wordy.dropped_in_order == steps.count("wordy")
     assert wide.remaining == len(records) - steps.count("wide")
     assert wordy.remaining == wide.remaining - steps.count("wordy")
+    assert funnel.decontaminated == steps.count("decontaminate")
     assert funnel.unique == steps.count("unique")
     assert funnel.num_kept == steps.count(None)
     assert dict(funnel.splits) == {"train": steps.count(None)}
@@ -273,9 +295,7 @@ def test_what_was_removed_is_never_kept_nor_takes_a_cluster(
     shas = {sha_of(image) for image in removed}
     declaration = declare(select=RULES, unique={} if unique else None)
     found = corpus.select(declaration, Tombstones(images=frozenset(shas)))
-    assert [rows_of(item) for item in found] == reference(
-        shards, unique=unique, share=0, removed=shas
-    )
+    assert [rows_of(item) for item in found] == reference(shards, unique=unique, removed=shas)
 
 
 @given(CORPORA, SHARES, st.data())
@@ -319,6 +339,33 @@ def test_writing_only_what_is_stale_gives_the_same_files(
     assert [replace(row, made_in_seconds=0) for row in some] == [
         replace(row, made_in_seconds=0) for row in expected
     ]
+
+
+def test_a_hit_of_an_evaluation_set_leaves_its_cluster_to_the_next(tmp_path: Path) -> None:
+    shards = [[Record(5, 5, 1, "coco")], [Record(5, 5, 1)], [Record(5, 5, 1)]]
+    corpus = synthetic(Store(tmp_path), shards)
+    found = corpus.select(declare(unique={}, decontaminate=EVALUATION))
+    steps = [step for item in found for _, step, _ in rows_of(item)]
+    assert steps == ["decontaminate", None, "unique"]
+
+
+def test_evaluation_sets_are_a_part_of_selections_of_pairs_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    pairs, books = _row("pairs", 0, 1), publish_documents(store, ["a text"], number=1)
+    for shard, named in ((pairs, True), (books, False)):
+        before, after = (
+            want_selected(
+                shard,
+                declaration=declare(),
+                tombstones="",
+                columns=(),
+                earlier="",
+                evaluation=evaluation,
+            )
+            for evaluation in (None, {"coco": "0123456789abcdef"})
+        )
+        assert (before.fingerprint != after.fingerprint) is named
+        assert ("0123456789abcdef" in after.parts) is named
 
 
 def test_a_row_says_what_its_file_holds(tmp_path: Path) -> None:
@@ -397,12 +444,14 @@ def test_drawn_pairs_and_documents_together(tmp_path: Path) -> None:
         "rule.000.square.alone": 0,
         "rule.000.square.in_order": 0,
         "removed": 1,
+        "decontaminate": 0,
         "unique": 1,
         "split.train": 2,
     }
     assert found.funnels["books"].as_counts() == {
         "records": 5,
         "removed": 1,
+        "decontaminate": 0,
         "unique": 0,
         "split.train": 4,
     }

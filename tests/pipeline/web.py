@@ -33,6 +33,15 @@ class Web:
         self.bodies: dict[str, bytes] = {}
         """Paths that answer 200 with these bytes."""
         self.agents: set[str] = set()
+        self.hosts: Counter[str] = Counter()
+        """Names by which it was asked, without the port."""
+        self.num_connections = 0
+        self.num_active: Counter[str] = Counter()
+        """Requests that /slow is serving now, by name."""
+        self.most_active: Counter[str] = Counter()
+        self.is_throttling = threading.Event()
+        """While set, everything answers 429."""
+        self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.port = 0
 
@@ -76,11 +85,14 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     web: Web
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes
 
     def log_message(self, format: str, *args: object) -> None:
         """Keeps quiet."""
 
     def handle(self) -> None:
+        with self.web.lock:
+            self.web.num_connections += 1
         with contextlib.suppress(ConnectionError):  # clients hang up on purpose
             super().handle()
 
@@ -89,6 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path
         self.web.requests[path] += 1
         self.web.agents.add(self.headers.get("User-Agent", ""))
+        self.web.hosts[self._name] += 1
+        if self.web.is_throttling.is_set():
+            self._reply(429, b"slow down")
+            return
         if path in self.web.bodies:
             self._reply(200, self.web.bodies[path])
             return
@@ -98,6 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, b"not here")
         else:
             behaviour(rest)
+
+    @property
+    def _name(self) -> str:
+        return self.headers.get("Host", "").rpartition(":")[0]
 
     def _reply(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -179,3 +199,57 @@ class _Handler(BaseHTTPRequestHandler):
     def _gzipped(self, rest: str) -> None:
         """A picture under Content-Encoding: gzip, though none was accepted."""
         self._reply(200, gzip.compress(picture(4)), Content_Encoding="gzip")
+
+    def _keep(self, rest: str) -> None:
+        """/keep/...: a picture, and the connection stays open."""
+        self.close_connection = False
+        self._reply(200, picture(5))
+
+    def _once(self, rest: str) -> None:
+        """The same, but the server hangs up without a word when the next request comes."""
+        self._keep(rest)
+        self.wfile.flush()
+        self.rfile.readline()
+        self.close_connection = True
+
+    def _chunked(self, rest: str) -> None:
+        """/chunked/...: a picture in chunks of all sizes, with an extension and a trailer."""
+        self.close_connection = False
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        body, size = picture(6), 1
+        while body:
+            piece, body = body[:size], body[size:]
+            self.wfile.write(b"%x;x=y\r\n%b\r\n" % (len(piece), piece))
+            size *= 3
+        self.wfile.write(b"0\r\nX-Trailer: 1\r\n\r\n")
+
+    def _stall(self, rest: str) -> None:
+        """Sends half a body, and no more."""
+        body = picture(9)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2])
+        self.web.stopping.wait(60)
+
+    def _slow(self, rest: str) -> None:
+        """/slow/SECONDS/...: a picture after a while."""
+        name = self._name
+        with self.web.lock:
+            self.web.num_active[name] += 1
+            most = max(self.web.most_active[name], self.web.num_active[name])
+            self.web.most_active[name] = most
+        self.web.stopping.wait(float(rest.partition("/")[0]))
+        with self.web.lock:
+            self.web.num_active[name] -= 1
+        self._reply(200, picture(5))
+
+    def _busy(self, rest: str) -> None:
+        """/busy/STATUS/VALUE/...: that status with that Retry-After, once; _ stands for a space."""
+        status, value = rest.split("/")[:2]
+        if self.web.requests[self.path] == 1:
+            self._reply(int(status), b"later", Retry_After=value.replace("_", " "))
+        else:
+            self._reply(200, picture(8))

@@ -111,6 +111,15 @@ def test_some_kinds_can_be_read_alone(catalog: Catalog) -> None:
     assert len(found.rows("tokens")) == 3
 
 
+def test_some_columns_can_be_read_alone(catalog: Catalog) -> None:
+    commit(catalog, [row(kind, ordinal) for kind in KINDS for ordinal in range(3)])
+    found = catalog.read(kinds=["tokens"], columns=["path", "num_records"])
+    assert found.table.column_names == ["kind", "path", "num_records"]
+    tokens = found.select("tokens")
+    assert tokens["path"].to_pylist() == [row("tokens", ordinal).path for ordinal in range(3)]
+    assert catalog.read(columns=["kind"]).table.column_names == ["kind"]
+
+
 def test_a_version_says_whether_it_is_complete(catalog: Catalog) -> None:
     catalog.commit([row()], parent=None, declaration="", complete=False)
     catalog.commit([row()], parent=1, declaration="", complete=True)

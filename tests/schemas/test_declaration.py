@@ -80,11 +80,18 @@ def test_a_declaration_does_not_change() -> None:
         ("images:\n  max_side: 9\n", "corpus.yaml:4: `images.max_side`: Input should be greater"),
         ("images: {Quality: 9}\n", "unknown key `images.Quality`; did you mean `quality`?"),
         ("split: {zzz: 1}\n", "unknown key `split.zzz`; valid keys are validation"),
-        ("zzz: 1\n", "unknown key `zzz`; valid keys are fetch, images, select, signals, sources,"),
+        ("zzz: 1\n", "unknown key `zzz`; valid keys are decontaminate, duplicates, fetch, images"),
         # Wrong types and ranges, with what was found.
         ("fetch: 5\n", "corpus.yaml:3: `fetch`: must be a mapping, got 5"),
         ("fetch:\n  timeout_seconds: soon\n", "yaml:4: `fetch.timeout_seconds`: Input should be a"),
         ("fetch: {timeout_seconds: .inf}\n", "`fetch.timeout_seconds`: Input should be a finite"),
+        ("fetch: {proxy: 'socks5://h:1'}\n", "`fetch.proxy`: must be http://HOST:PORT"),
+        ("fetch: {proxy: 'http://h'}\n", "`fetch.proxy`: must be http://HOST:PORT"),
+        ("fetch: {proxy: 'http://u:p@h:1'}\n", "`fetch.proxy`: must be http://HOST:PORT"),
+        ("fetch: {proxy: 'http://h:99999'}\n", "`fetch.proxy`: must be http://HOST:PORT"),
+        ("fetch: {contact: me}\n", "`fetch.contact`: must be a mail address or an http"),
+        ("fetch: {contact: 'https://x/(y)'}\n", "`fetch.contact`: must be a mail address or an"),
+        ('fetch: {user_agent: "a\\nX: 1"}\n', "`fetch.user_agent`: must be plain ASCII text"),
         ("fetch: {retries: 2.5}\n", "`fetch.retries`: Input should be a valid integer"),
         ("split: {validation: 1.5}\n", "`split.validation`: Input should be less than 1, got 1.5"),
         ("select: [a]\n", "corpus.yaml:3: `select`: must be a mapping"),
@@ -105,6 +112,13 @@ def test_a_declaration_does_not_change() -> None:
 def test_a_mistake_is_named_with_its_place(text: str, message: str) -> None:
     with pytest.raises(DeclarationError, match=f"(?s){escape(message)}"):
         parse_declaration(SMALLEST + text)
+
+
+def test_a_proxy_and_a_contact_are_taken_as_they_are() -> None:
+    for proxy in ("http://127.0.0.1:3128", "http://[fd00::1]:8080", "http://proxy.example:80/"):
+        assert Fetch(proxy=proxy).proxy == proxy
+    for contact in ("me@example.com", "https://example.com/bot?x=1"):
+        assert Fetch(contact=contact).contact == contact
 
 
 def escape(message: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.provenance import KNOWN_SHARDS, LEDGER_SHA256, SUBSET_OF
 from schemas.catalog import CATALOG_SCHEMA, KINDS
 from schemas.ledger import INTAKE_SCHEMA, LEDGER_SCHEMA, TRANSIENT, State
 from schemas.signals import SIGNALS
@@ -29,7 +30,7 @@ def section(title: str) -> str:
         ("Signals, relations, selections", [c for s in SIGNALS.values() for c in s.columns]),
         ("Token shards", [f"pixelese.{item.name}" for item in fields(TokenShardHeader)]),
         ("The joint vocabulary", list(SPECIAL_TOKENS)),
-        ("The catalog", [*CATALOG_SCHEMA.names, *KINDS]),
+        ("The catalog", [*CATALOG_SCHEMA.names, *KINDS, KNOWN_SHARDS, LEDGER_SHA256, SUBSET_OF]),
     ],
 )
 def test_every_name_is_explained(title: str, names: list[str]) -> None:

@@ -48,6 +48,50 @@ def test_names_are_those_of_the_specification() -> None:
         assert path == f"{kind}/web/000012-0123456789abcdef.parquet"
     assert layout.tokens_path("web", shard, DIGEST) == "tokens/web/000012-0123456789abcdef.arrow"
     assert layout.version_path(12) == "catalog/v000012.parquet"
+    hashes = layout.evaluation_path("coco-val", DIGEST, DIGEST[::-1])
+    assert hashes == f"decontaminate/coco-val-0123456789abcdef-{DIGEST[::-1][:16]}.parquet"
+    assert layout.parse_evaluation_path(hashes) == ("coco-val", DIGEST[:16], DIGEST[::-1][:16])
+    assert layout.parse_evaluation_path("decontaminate/notes.txt") is None
+
+
+def test_names_of_shards_are_told_from_strangers() -> None:
+    shard = layout.shard_name(1_000_000)
+    pairs = layout.pairs_path("web-2", shard, DIGEST)
+    ours = [
+        layout.intake_path("web-2", shard, DIGEST),
+        pairs,
+        layout.ledger_path(pairs),
+        layout.signals_path("clip", "web-2", shard, DIGEST),
+        layout.relations_path("web-2", shard, DIGEST),
+        layout.selected_path("web-2", shard, DIGEST),
+        layout.tokens_path("web-2", shard, DIGEST),
+    ]
+    assert all(layout.is_shard_path(path) for path in ours)
+    assert not any(layout.is_shard_path(f"old/{path}") for path in ours)
+    assert not any(layout.is_shard_path(f"{path}.bak") for path in ours)
+    assert not layout.is_shard_path("tokens/web/README.md")
+    assert not layout.is_shard_path("images/web/000001-0123456789abcdef.parquet")
+
+
+def test_a_lease_has_its_number_in_its_name() -> None:
+    assert layout.lease_path(7) == "lease/000007.json"
+    assert layout.lease_number("lease/000007.json") == 7
+    assert layout.lease_number("lease/notes.json") is None
+    assert [layout.kept_declaration_path(3, copy) for copy in (0, 1)] == [
+        "corpus.yaml.v3",
+        "corpus.yaml.v3.1",
+    ]
+
+
+@pytest.mark.parametrize(("text", "number"), [("v3", 3), ("3", 3), ("v000012", 12)])
+def test_versions_are_read(text: str, number: int) -> None:
+    assert layout.parse_version(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "v", "newest", "-1", "v1.5", "1 "])
+def test_what_is_no_version_is_told(text: str) -> None:
+    with pytest.raises(DeclarationError, match="is no version: write v3, or 3"):
+        layout.parse_version(text)
 
 
 @pytest.mark.parametrize(

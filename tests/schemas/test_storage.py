@@ -1,6 +1,7 @@
 """A name is absent or whole, on a disk and on an object store alike."""
 
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,30 @@ def test_names_are_those_of_one_folder(store: Store) -> None:
         store.write(name, b"x")
     assert store.names("runs") == ["runs/a/c", "runs/b"]
     assert store.names("nothing") == []
+
+
+def test_a_listing_tells_sizes_and_times(store: Store) -> None:
+    started = time.time()
+    for name, size in (("runs/a", 3), ("runs/deep/b", 0), ("runs/.tmp-c", 5)):
+        store.write(name, bytes(size))
+    found = {item.name: item for item in store.listing("runs")}
+    assert {name: item.bytes for name, item in found.items()} == {
+        "runs/a": 3,
+        "runs/deep/b": 0,
+        "runs/.tmp-c": 5,
+    }
+    assert all(abs(item.modified - started) < 60 for item in found.values())
+    assert [name for name, item in found.items() if item.is_temporary] == ["runs/.tmp-c"]
+    assert store.names("runs") == ["runs/a", "runs/deep/b"]
+    assert store.listing("nothing") == []
+
+
+def test_many_files_are_deleted_at_once(store: Store) -> None:
+    for number in range(5):
+        store.write(f"a/{number}", b"x")
+    store.delete_files([f"a/{number}" for number in range(4)] + ["a/none"])
+    assert store.names("") == ["a/4"]
+    store.delete_files([])
 
 
 def test_a_name_is_replaced_whole(store: Store) -> None:

@@ -101,6 +101,42 @@ def test_a_conflict_that_names_no_winner_is_tried_again(busy_store: Store) -> No
     assert BusyTwice.num_puts == 3
 
 
+class Refusing(BaseHTTPRequestHandler):
+    """Refuses to delete one of the objects that it is asked to delete, with status 200."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = (
+            b"<DeleteResult><Error><Key>held/b</Key><Code>AccessDenied</Code>"
+            b"<Message>it is locked</Message></Error></DeleteResult>"
+        )
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *ignored: object) -> None: ...
+
+
+@pytest.fixture
+def refusing_store(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": endpoint})
+        yield Store("s3://corpora/held")
+        server.shutdown()
+        thread.join()
+
+
+def test_what_a_bulk_deletion_left_is_told(refusing_store: Store) -> None:
+    with pytest.raises(StorageError, match=r"cannot delete 2 files .*held/b: it is locked"):
+        refusing_store.delete_files(["a", "b"])
+
+
 def test_the_cache_is_bounded_and_forgets_the_least_recently_used(
     remote: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

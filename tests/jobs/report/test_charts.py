@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.report.charts import (
+    HEIGHT,
     WIDTH,
     Bars,
     Line,
@@ -19,6 +20,7 @@ from jobs.report.charts import (
     nice_ticks,
     rank_chart,
 )
+from jobs.report.data import Mark
 
 finite = st.floats(-1e6, 1e6)
 
@@ -54,13 +56,44 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert format_number(value) == text
 
 
-@given(st.lists(finite, min_size=1, max_size=60), st.one_of(st.none(), finite))
-def test_every_value_is_in_one_bar(values: list[float], threshold: float | None) -> None:
+def _mark(value: float, sign: str = ">=", *, decides: bool = True) -> Mark:
+    return Mark(value=value, sign=sign, rule="rule", decides=decides)
+
+
+def _bar_counts(svg: str) -> dict[str, int]:
+    """Values in kept and in dimmed bars."""
+    found = {"kept": 0, "dim": 0}
+    for bar in _elements(svg, "rect"):
+        title = bar.find("title")
+        assert title is not None
+        count = re.findall(r"pairs: ([\d,]+)", str(title.text))[0]
+        found[bar.attrib["class"]] += int(count.replace(",", ""))
+    return found
+
+
+signs = st.sampled_from([">", ">=", "<", "<="])
+
+
+@given(
+    st.one_of(
+        st.lists(finite, min_size=1, max_size=60),
+        st.lists(st.integers(-50, 50), min_size=1, max_size=60),
+    ),
+    st.lists(st.builds(_mark, finite, signs), max_size=3),
+)
+def test_every_value_is_in_one_bar_on_its_side(values: list[float], marks: list[Mark]) -> None:
     sample = Bars(name="pairs", values=np.array(values))
-    svg = histogram([sample], x_label="score", y_label="pairs", threshold=threshold)
-    titles = [element.text or "" for element in _elements(svg, "title")]
-    counts = [int(re.findall(r"pairs: ([\d,]+)", title)[0].replace(",", "")) for title in titles]
-    assert sum(counts) == len(values)
+    svg = histogram([sample], x_label="score", y_label="pairs", marks=marks)
+    passing = [
+        value for value in values if all(_passes(value, mark.sign, mark.value) for mark in marks)
+    ]
+    assert _bar_counts(svg) == {"kept": len(passing), "dim": len(values) - len(passing)}
+
+
+def _passes(value: float, sign: str, number: float) -> bool:
+    above = value > number or (value == number and "=" in sign)
+    below = value < number or (value == number and "=" in sign)
+    return above if sign.startswith(">") else below
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=60))
@@ -72,22 +105,64 @@ def test_whole_numbers_get_bars_of_whole_width(values: list[int]) -> None:
         assert len(_elements(svg, "rect")) == len(set(values))
 
 
-@pytest.mark.parametrize("keeps_above", [True, False])
-def test_a_threshold_dims_exactly_the_dropped_bars(keeps_above: bool) -> None:
+@pytest.mark.parametrize(
+    ("mark", "told", "num_kept"),
+    [
+        (_mark(0.35), "≥ 0.35", 70),
+        (_mark(0.35, "<"), "< 0.35", 80),
+        (_mark(0.35, decides=False), "≥ 0.35", 150),
+    ],
+)
+def test_a_threshold_dims_what_it_drops(mark: Mark, told: str, num_kept: int) -> None:
     values = np.concatenate([np.full(30, 0.1), np.full(50, 0.349), np.full(70, 0.351)])
     svg = histogram(
-        [Bars(name="pairs", values=values)],
-        x_label="score",
-        y_label="pairs",
-        threshold=0.35,
-        keeps_above=keeps_above,
+        [Bars(name="pairs", values=values)], x_label="score", y_label="pairs", marks=[mark]
     )
-    found = {"dim": 0, "kept": 0}
+    assert _bar_counts(svg) == {"kept": num_kept, "dim": 150 - num_kept}
+    assert [text.strip() for text in _texts(svg) if text.startswith(("≥", "<"))] == [told]
+
+
+def test_a_float32_signal_is_compared_as_the_selection_compares_it() -> None:
+    values = np.array([0.35, 0.2], np.float32)  # the first is a little below 0.35 as a float64
+    svg = histogram(
+        [Bars(name="pairs", values=values)], x_label="x", y_label="y", marks=[_mark(0.35)]
+    )
+    assert _bar_counts(svg) == {"kept": 1, "dim": 1}
+
+
+def test_a_threshold_of_whole_numbers_stands_between_the_bars() -> None:
+    values = np.arange(1, 9)
+    svg = histogram([Bars(name="n", values=values)], x_label="x", y_label="y", marks=[_mark(4)])
+    (line,) = [item for item in _elements(svg, "line") if "threshold" in item.attrib["class"]]
+    at = float(line.attrib["x1"])
     for bar in _elements(svg, "rect"):
-        title = bar.find("title")
-        assert title is not None
-        found[bar.attrib["class"]] += int(str(title.text).split()[1])
-    assert found == ({"dim": 80, "kept": 70} if keeps_above else {"dim": 70, "kept": 80})
+        left = float(bar.attrib["x"])
+        right = left + float(bar.attrib["width"])
+        assert (left > at) if bar.attrib["class"] == "kept" else (right < at)
+
+
+def test_names_of_thresholds_stand_apart_and_inside() -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.2, 500)
+    marks = [_mark(0.05), _mark(0.5), _mark(0.51), _mark(0.98, "<=")]
+    svg = histogram([Bars(name="n", values=values)], x_label="x", y_label="y", marks=marks)
+    labels = [e for e in _elements(svg, "text") if "halo" in e.attrib.get("class", "")]
+    assert len(labels) == 4
+    heights = sorted(float(item.attrib["y"]) for item in labels)
+    assert min(np.diff(heights)) >= 14
+    assert max(heights) < HEIGHT / 2
+    for item in labels:
+        length = 7 * len(item.text or "")
+        at, anchor = float(item.attrib["x"]), item.attrib["text-anchor"]
+        assert (at if anchor == "start" else at - length) >= 0
+        assert (at + length if anchor == "start" else at) <= WIDTH
+
+
+def test_a_few_values_far_out_do_not_squeeze_the_rest() -> None:
+    values = np.concatenate([np.random.default_rng(0).normal(5, 1, 5000), [1e6, 2e6]])
+    svg = histogram([Bars(name="pairs", values=values)], x_label="x", y_label="y")
+    assert sum(_bar_counts(svg).values()) == 5002
+    assert len(_elements(svg, "rect")) > 20
+    assert any(text.startswith("2 lie further out") for text in _texts(svg))
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:

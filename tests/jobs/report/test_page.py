@@ -1,7 +1,6 @@
 """What the page promises: one file, every section that has data, no other, and nothing fetched."""
 
 from dataclasses import fields, replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,43 @@ import pytest
 from jobs.demo.scenes import draw_scene, score_caption
 from jobs.report.data import (
     CaptionSample,
+    ClusterMember,
     CodebookUsage,
+    Contamination,
     CurveLine,
+    DuplicateCluster,
+    Duplicates,
+    Example,
     Fact,
     Finding,
     FunnelRule,
     GalleryPicture,
+    HostFailures,
+    Hosts,
     LedgerState,
+    Mark,
     ReportData,
+    Sample,
     SentenceLengths,
     SignalHistogram,
+    StateHosts,
+    ThresholdEdge,
     TrainingCurve,
 )
 from jobs.report.page import render_report, write_report
 from schemas.errors import SourceError, StorageError
+from tests.jobs.report.parsed import ParsedPage
 
 SECTIONS = {
     "facts": "facts",
     "findings": "findings",
     "states": "ledger",
+    "hosts": "hosts",
     "funnel": "funnel",
     "signals": "signals",
+    "edges": "edges",
+    "duplicates": "duplicates",
+    "contamination": "contamination",
     "lengths": "lengths",
     "codebook": "codebook",
     "gallery": "gallery",
@@ -39,43 +54,6 @@ SECTIONS = {
     "samples": "samples",
 }
 """Field of ReportData -> id of its section."""
-_VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class _Page(HTMLParser):
-    """Checks that elements nest, and gathers ids, addresses and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: set[str] = set()
-        self.tags: set[str] = set()
-        self.addresses: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        for name, value in attrs:
-            if name == "id":
-                assert value not in self.ids
-                self.ids.add(str(value))
-            elif name in ("src", "href", "xlink:href", "srcset", "action"):
-                self.addresses.append(str(value))
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +62,9 @@ def data() -> ReportData:
     scene = draw_scene(3)
     said = "small red ring at top on plain gray"
     codes = rng.integers(2, 40, 500)
+    member = ClusterMember(
+        image=scene.jpeg(), key="k", caption="twin", relation="first", distance=0, fate="kept"
+    )
     return ReportData(
         title="Demo",
         subtitle="All of it, small",
@@ -97,6 +78,22 @@ def data() -> ReportData:
             LedgerState(state="http_5xx", num_rows=25, reasons={"500": 20, "503": 5}),
             LedgerState(state="ok", num_rows=2850),
         ),
+        hosts=Hosts(
+            num_rows=2000,
+            num_failed=25,
+            num_hosts=40,
+            num_failing_hosts=9,
+            worst=(HostFailures(host="slow.example", num_rows=50, failures={"http_5xx": 25}),),
+            by_state=(
+                StateHosts(
+                    state="http_5xx",
+                    num_rows=25,
+                    reasons={"status_503": 25},
+                    hosts={"slow.example": 20},
+                    num_hosts=3,
+                ),
+            ),
+        ),
         num_pairs=2850,
         funnel=(
             FunnelRule(
@@ -108,9 +105,35 @@ def data() -> ReportData:
             ),
         ),
         signals=(
-            SignalHistogram(name="clip_score", values=rng.normal(0.5, 0.1, 900), threshold=0.35),
+            SignalHistogram(
+                name="clip_score",
+                values=rng.normal(0.5, 0.1, 900),
+                marks=(Mark(value=0.35, sign=">=", rule="matches_caption"),),
+                num_unknown=1234,
+            ),
             SignalHistogram(name="min_side", values=rng.integers(90, 300, 900), unit="pixels"),
         ),
+        edges=(
+            ThresholdEdge(
+                rule="matches_caption",
+                threshold="clip_score >= 0.35",
+                passing=(Example(image=scene.jpeg(), caption="near", value=0.35012, fate="kept"),),
+                failing=(),
+            ),
+        ),
+        duplicates=Duplicates(
+            num_pairs=2850,
+            num_later=90,
+            relations={"bytes": 88, "perceptual": 2},
+            distances={1: 2},
+            clusters=(
+                DuplicateCluster(
+                    num_members=9,
+                    members=(member, replace(member, relation="perceptual", distance=1)),
+                ),
+            ),
+        ),
+        contamination=(Contamination(evaluation_set="coco", num_pairs=1, examples=(member,)),),
         lengths=SentenceLengths(num_codes=codes, num_places=codes // 3),
         codebook=CodebookUsage(counts=rng.integers(0, 3, 256)),
         gallery=(
@@ -138,39 +161,52 @@ def data() -> ReportData:
 
 def test_a_full_page_has_every_section_and_needs_nothing_else(data: ReportData) -> None:
     html = render_report(data)
-    page = _Page(html)
+    page = ParsedPage(html)
     assert page.ids == set(SECTIONS.values())
     assert page.tags.isdisjoint({"script", "link", "iframe", "object"})
-    assert len(page.addresses) == 3
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert len(page.addresses) == 7
+    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
     assert "url(" not in html
     assert "@import" not in html
     assert "prefers-color-scheme: dark" in html
 
 
 def test_every_field_is_a_section_or_the_head() -> None:
-    known = {*SECTIONS, "title", "subtitle", "num_pairs"}
+    samples = {"ledger_sample", "pair_sample", "picture_sample", "token_sample"}
+    known = {*SECTIONS, *samples, "title", "subtitle", "num_pairs"}
     assert {field.name for field in fields(ReportData)} == known
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_without_data_is_left_out(data: ReportData, name: str) -> None:
-    absent: dict[str, Any] = {name: None if name in ("lengths", "codebook") else ()}
+    single = ("hosts", "duplicates", "lengths", "codebook")
+    absent: dict[str, Any] = {name: None if name in single else ()}
     empty = replace(data, **absent)
-    assert _Page(render_report(empty)).ids == set(SECTIONS.values()) - {SECTIONS[name]}
+    assert ParsedPage(render_report(empty)).ids == set(SECTIONS.values()) - {SECTIONS[name]}
 
 
 def test_a_page_may_be_empty() -> None:
-    page = _Page(render_report(ReportData(title="Nothing yet")))
+    page = ParsedPage(render_report(ReportData(title="Nothing yet")))
     assert page.ids == set()
     assert "Nothing yet" in page.text
 
 
 def test_the_page_shows_the_numbers(data: ReportData) -> None:
-    text = " ".join(_Page(render_report(data)).text.split())
+    text = " ".join(ParsedPage(render_report(data)).text.split())
     assert "All 2,875 rows are in exactly one state" in text
     assert "500 20, 503 5" in text
     assert "2,610 of 2,850 pairs (91.6%) pass every rule" in text
+    assert "25 of 2,000 rows (1.2%) of 9 of 40 hosts" in text
+    assert "50.0% of 50" in text
+    assert "slow.example 20 80.0%" in text
+    assert "and 2 more" in text
+    assert "matches_caption passes ≥ 0.35" in text
+    assert "1,234 pairs have no value" in text
+    assert "0.35012 kept" in text
+    assert "none of the pairs that were looked at" in text
+    assert "90 of 2,850 pairs (3.2%) are not the first of their cluster" in text
+    assert "9 pairs, 7 of them not shown" in text
+    assert "coco: 1 pair " in text
     assert "9 of 64 patches" in text
     assert text.count("as expected") == 1
     assert text.count("not met") == 1
@@ -192,7 +228,31 @@ def test_text_from_a_corpus_cannot_become_markup() -> None:
         ReportData(title=evil, findings=(finding,), states=(state,), curves=(curve,))
     )
     assert "<script" not in html
-    assert "script" not in _Page(html).tags
+    assert "script" not in ParsedPage(html).tags
+
+
+def test_what_was_sampled_is_said_and_what_was_not_is_not(data: ReportData) -> None:
+    part = Sample(num_read=200, num_all=98_765)
+    sampled = replace(
+        data, ledger_sample=part, pair_sample=part, picture_sample=part, token_sample=part
+    )
+    told = "200 of 98,765 shards, spread evenly"
+    assert " ".join(ParsedPage(render_report(sampled)).text.split()).count(told) == 9
+    assert "spread evenly" not in render_report(data)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "told"),
+    [(0, 9, "0.0%"), (1, 9000, "<0.1%"), (8999, 9000, ">99.9%"), (9, 9, "100.0%"), (1, 8, "12.5%")],
+)
+def test_a_share_that_is_not_nothing_does_not_read_as_nothing(
+    part: int, whole: int, told: str
+) -> None:
+    states = (
+        LedgerState(state="empty", num_rows=part),
+        LedgerState(state="ok", num_rows=whole - part),
+    )
+    assert told in ParsedPage(render_report(ReportData(title="t", states=states))).text
 
 
 def test_perplexity_counts_evenly_used_codes() -> None:

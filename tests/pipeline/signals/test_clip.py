@@ -1,14 +1,14 @@
 """CLIP scores are open_clip's, do not depend on neighbours, and a wrong model is told plainly."""
 
+import contextlib
 import io
-import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,143 +16,198 @@ from PIL import Image
 from pipeline.pair_shard import Pair
 from pipeline.signals import open_signals
 from pipeline.signals.clip import ClipSignal
+from pipeline.signals.clip_model import ClipModel
+from pipeline.signals.features import FeaturePass, Features
+from pipeline.signals.sample import Sample
 from schemas.declaration import ClipSettings
 from schemas.errors import CorruptShardError, DeclarationError, SourceError
-from schemas.signals import CLIP
 from schemas.storage import Store
-from tests.pipeline.corpora import cut_file, declare, draw_pair
+from tests.pipeline.corpora import cut_file, declare, draw_image, draw_pair
+from tests.pipeline.signals.models import WEIGHTS, clip_model, write_model
 
-WEIGHTS = "open_clip_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+PAIRS = [draw_pair(number) for number in range(7)]
+SCENES_CLIP = Path(__file__).parents[3] / "tokenizer" / "assets" / "scenes-clip"
 
 
-def write_model(folder: Path, *, seed: int = 0, broken: bool = False) -> Path:
-    """A small CLIP with random weights (`broken`: with one that is no number)."""
-    import open_clip
-    from safetensors.torch import save_file
-
-    config: dict[str, dict[str, Any]] = {
-        "model_cfg": {
-            "embed_dim": 16,
-            "vision_cfg": {
-                "image_size": 32,
-                "layers": 2,
-                "width": 32,
-                "head_width": 16,
-                "patch_size": 8,
-            },
-            "text_cfg": {
-                "context_length": 12,
-                "vocab_size": 49408,
-                "width": 16,
-                "heads": 2,
-                "layers": 1,
-            },
-        },
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
-    }
-    folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        state = open_clip.CLIP(**config["model_cfg"]).state_dict()
-    if broken:
-        state["visual.proj"][0, 0] = torch.nan
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
-    return folder
+def look(model: ClipModel, pairs: list[Pair], *, with_scores: bool = True) -> Features:
+    """What one pass says of the pairs."""
+    features = FeaturePass(
+        model=model, with_scores=with_scores, spent=lambda _: contextlib.nullcontext()
+    )
+    for pair in pairs:
+        features.add(features.prepare(Sample(pair)))
+    return features.finish()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("clip") / "model")
-
-
-def signal(folder: Path, *, batch_size: int = 4) -> ClipSignal:
-    return ClipSignal(ClipSettings(model=f"local-dir:{folder}", batch_size=batch_size))
-
-
-def scores(found: ClipSignal, pairs: list[Pair]) -> list[float | None]:
-    table = found.measure(pairs)
-    assert table.schema.equals(CLIP.arrow())
-    assert table["key"].to_pylist() == [pair.key for pair in pairs]
-    values: list[float | None] = table["clip_score"].to_pylist()
+def scores(model: ClipModel, pairs: list[Pair]) -> list[float | None]:
+    values: list[float | None] = ClipSignal(model).measure(look(model, pairs)).to_pylist()
     return values
 
 
-PAIRS = [draw_pair(number) for number in range(7)]
+def embeddings(model: ClipModel, pairs: list[Pair]) -> np.ndarray[Any, np.dtype[np.float16]]:
+    return look(model, pairs, with_scores=False).embeddings
+
+
+def of_open_clip(folder: Path, pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised features of images and captions, one by one, by open_clip alone."""
+    import open_clip
+
+    network, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    images, texts = [], []
+    with torch.inference_mode():
+        for pair in pairs:
+            with Image.open(io.BytesIO(pair.image)) as image:
+                pixels = preprocess(image.convert("RGB"))[None]
+            images.append(network.encode_image(pixels, normalize=True))
+            texts.append(network.encode_text(tokenize([pair.caption]), normalize=True))
+    return torch.cat(images), torch.cat(texts)
 
 
 def test_scores_are_those_of_open_clip(model: Path) -> None:
+    images, texts = of_open_clip(model, PAIRS)
+    expected = (images * texts).sum(dim=1).tolist()
+    assert scores(clip_model(model), PAIRS) == pytest.approx(expected, abs=1e-6)
+    assert len({round(score, 4) for score in expected}) == len(PAIRS)  # they tell pairs apart
+
+
+def test_embeddings_are_those_of_open_clip_as_halves(model: Path) -> None:
+    images, _ = of_open_clip(model, PAIRS)
+    found = embeddings(clip_model(model), PAIRS)
+    assert found.dtype == np.float16
+    # Half a step of a half, and what the fixed batch shape changes in the last bit before.
+    assert np.abs(found.astype(np.float32) - images.numpy()).max() < 2**-11
+    assert np.linalg.norm(found.astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 200), (300, 31), (32, 32)])
+def test_the_network_sees_what_open_clip_would_show_it(model: Path, size: tuple[int, int]) -> None:
+    """Whatever the image's shape: our batched way from pixels to numbers is bit for bit theirs."""
+    import open_clip
+
+    _, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{model}")
+    loaded = clip_model(model).load()
+    with Image.open(io.BytesIO(draw_image(1, width=size[0], height=size[1]))) as opened:
+        picture = opened.convert("RGB")
+    crop = torch.from_numpy(loaded.crop(picture))
+    found = loaded.normalize(crop.permute(2, 0, 1).contiguous().float().div_(255)[None])[0]
+    assert torch.equal(found, preprocess(picture))
+
+
+def test_a_score_does_not_depend_on_its_neighbours(model: Path) -> None:
+    clip = clip_model(model)
+    together = scores(clip, PAIRS)
+    assert [scores(clip, [pair])[0] for pair in PAIRS] == together
+    assert scores(clip, PAIRS[::-1]) == together[::-1]
+    alone = np.concatenate([embeddings(clip, [pair]) for pair in PAIRS])
+    assert np.array_equal(alone, embeddings(clip, PAIRS))
+
+
+def test_a_trained_model_scores_a_true_caption_above_a_false_one() -> None:
+    """With the weights that ship with the project, in both precisions."""
+    from jobs.demo.scenes import draw_scene
+
+    scenes = [draw_scene(seed) for seed in range(24)]
+    true = [Pair(str(seed), scene.jpeg(), scene.caption) for seed, scene in enumerate(scenes)]
+    false = [
+        Pair(pair.key, pair.image, scenes[place - 1].caption) for place, pair in enumerate(true)
+    ]
+    exact: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
+    for precision in ("float32", "bfloat16"):
+        clip = clip_model(SCENES_CLIP, batch_size=8, precision=precision)
+        found = np.array([scores(clip, true), scores(clip, false)], np.float64)
+        assert (found[0] > found[1]).mean() > 0.9
+        exact[precision] = found
+    difference = np.abs(exact["float32"] - exact["bfloat16"])
+    assert 0 < difference.max() < 0.03
+    assert difference.mean() < 0.008
+
+
+def test_bfloat16_does_not_depend_on_neighbours_either(model: Path) -> None:
+    clip = clip_model(model, precision="bfloat16")
+    together = scores(clip, PAIRS)
+    assert [scores(clip, [pair])[0] for pair in PAIRS] == together
+    assert clip.numeric.startswith(("cpu-bfloat16-torch", "cuda-bfloat16-torch"))
+
+
+def test_bfloat16_scores_are_those_of_open_clip_cast_to_it(model: Path) -> None:
+    """How activations are laid out, for speed, changes nothing but rounding."""
     import open_clip
 
     network, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{model}")
+    network = network.to(torch.bfloat16)
     tokenize = open_clip.get_tokenizer(f"local-dir:{model}")
     expected = []
     for pair in PAIRS:
         with torch.inference_mode(), Image.open(io.BytesIO(pair.image)) as image:
-            image_features = network.encode_image(
-                preprocess(image.convert("RGB"))[None], normalize=True
-            )
-            text_features = network.encode_text(tokenize([pair.caption]), normalize=True)
-            expected.append(float((image_features * text_features).sum()))
-    found = scores(signal(model), PAIRS)
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert len({round(score, 4) for score in expected}) == len(PAIRS)  # they tell pairs apart
-
-
-def test_a_score_does_not_depend_on_its_neighbours(model: Path) -> None:
-    together = scores(signal(model), PAIRS)
-    assert [scores(signal(model), [pair])[0] for pair in PAIRS] == together
-    assert scores(signal(model), PAIRS[::-1]) == together[::-1]
+            pixels = preprocess(image.convert("RGB"))[None].to(torch.bfloat16)
+            features = network.encode_image(pixels), network.encode_text(tokenize([pair.caption]))
+            cosine = torch.nn.functional.cosine_similarity(*(item.float() for item in features))
+            expected.append(float(cosine))
+    found = scores(clip_model(model, precision="bfloat16"), PAIRS)
+    assert found == pytest.approx(expected, abs=5e-3)
+    changed: Any = clip_model(model, precision="bfloat16").load().network
+    assert changed.transformer.batch_first is False
 
 
 def test_a_score_that_is_no_number_is_null(tmp_path: Path) -> None:
-    broken = write_model(tmp_path / "broken", broken=True)
-    assert scores(signal(broken), PAIRS[:2]) == [None, None]
+    broken = clip_model(write_model(tmp_path / "broken", broken=True))
+    assert scores(broken, PAIRS[:2]) == [None, None]
+    assert np.isnan(embeddings(broken, PAIRS[:2])).all()
+
+
+def settings(folder: Path, **options: Any) -> dict[str, Any]:
+    """As of a model that is opened anew."""
+    return ClipSignal(clip_model(folder, **options)).settings()
 
 
 def test_settings_are_the_files_not_their_place(model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(model, tmp_path / "elsewhere")
-    settings = signal(model).settings()
-    assert signal(copy).settings() == settings
+    first = settings(model)
+    assert settings(copy) == first
     (copy / "README.md").write_text("notes")
     (copy / ".cache").write_text("hidden")
-    assert signal(copy).settings() == settings
-    assert signal(copy, batch_size=9).settings() == settings  # the environment, not the values
+    assert settings(copy) == first
+    assert settings(copy, batch_size=9) == first  # the environment, not the values
     (copy / "open_clip_config.json").write_text("{}")
-    assert signal(copy).settings() != settings
+    assert settings(copy) != first
+
+
+def test_settings_name_a_precision_that_changes_scores(model: Path) -> None:
+    assert settings(model, precision="bfloat16") == {**settings(model), "precision": "bfloat16"}
 
 
 def test_settings_of_a_checkpoint_file_are_its_digest(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     file.write_bytes(b"one")
     clip = ClipSettings(model="ViT-B-32", pretrained="weights.pt")
-    first = ClipSignal(clip, root=str(tmp_path)).settings()
+    first = ClipModel(clip, root=str(tmp_path)).settings
     file.write_bytes(b"two")
-    second = ClipSignal(clip, root=str(tmp_path)).settings()
+    second = ClipModel(clip, root=str(tmp_path)).settings
     assert first["model"] == second["model"] == "ViT-B-32"
     assert first["pretrained"] != second["pretrained"]
-    tag = ClipSignal(clip.model_copy(update={"pretrained": "openai"}), root=str(tmp_path))
-    assert tag.settings() == {"model": "ViT-B-32", "pretrained": "openai"}
+    tag = ClipModel(clip.model_copy(update={"pretrained": "openai"}), root=str(tmp_path))
+    assert tag.settings == {"model": "ViT-B-32", "pretrained": "openai"}
 
 
-def test_opening_signals_and_their_settings_loads_no_model(model: Path) -> None:
+def test_opening_signals_and_their_settings_loads_no_model(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "head.safetensors").write_bytes(b"looked at later")
+    signals = {
+        "clip": {"model": f"local-dir:{model}"},
+        "embedding": {},
+        "nsfw": {"weights": str(tmp_path / "head.safetensors")},
+        "texture": {},
+        "language": {"among": ["en", "de"]},
+    }
     code = (
         "import sys\n"
         "from pipeline.signals import open_signals\n"
         "from schemas.declaration import Declaration\n"
         "from schemas.storage import Store\n"
         "declaration = Declaration.model_validate({'sources': [{'name': 'a', 'urls': 'x'}],\n"
-        f"    'signals': {{'clip': {{'model': 'local-dir:{model}'}}}}}})\n"
+        f"    'signals': {signals!r}}})\n"
         "found = [item.settings() for item in open_signals(declaration, Store('/'))]\n"
-        "assert len(found) == 3\n"
+        "assert len(found) == 7\n"
         "print({'torch', 'open_clip', 'ray'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -164,24 +219,24 @@ def test_a_relative_folder_starts_at_the_corpus(model: Path, tmp_path: Path) -> 
     declaration = declare(signals={"clip": {"model": "local-dir:models/small"}})
     *_, clip = open_signals(declaration, Store(tmp_path))
     assert clip.schema.name == "clip"
-    assert clip.settings() == signal(model).settings()
+    assert clip.settings() == settings(model)
 
 
 def test_a_missing_folder_is_a_source_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist"):
-        signal(tmp_path / "nowhere").settings()
+        settings(tmp_path / "nowhere")
     with pytest.raises(SourceError, match=r"has no open_clip_config\.json"):
-        signal(tmp_path).measure(PAIRS[:1])
+        clip_model(tmp_path).load()
 
 
 def test_a_damaged_weight_file_is_a_source_error(model: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(model, tmp_path / "damaged")
     cut_file(damaged / WEIGHTS, 1000)
     with pytest.raises(SourceError, match="cannot load"):
-        signal(damaged).measure(PAIRS[:1])
+        clip_model(damaged).load()
     (damaged / WEIGHTS).unlink()
     with pytest.raises(SourceError, match="cannot load"):
-        signal(damaged).measure(PAIRS[:1])
+        clip_model(damaged).load()
 
 
 @pytest.mark.parametrize(
@@ -196,10 +251,10 @@ def test_an_unknown_model_is_a_declaration_error(
     name: str, pretrained: str | None, told: str
 ) -> None:
     with pytest.raises(DeclarationError, match=told):
-        ClipSignal(ClipSettings(model=name, pretrained=pretrained)).measure(PAIRS[:1])
+        ClipModel(ClipSettings(model=name, pretrained=pretrained)).load()
 
 
 def test_a_damaged_image_is_named(model: Path) -> None:
     with pytest.raises(CorruptShardError, match="cannot be decoded") as caught:
-        signal(model).measure([PAIRS[0], Pair("broken", b"no image", "")])
+        look(clip_model(model), [PAIRS[0], Pair("broken", b"no image", "")])
     assert caught.value.key == "broken"

@@ -1,0 +1,1 @@
+"""Runs that are killed at random, again and again, and the books that must balance afterwards."""
