@@ -156,9 +156,11 @@ class _Run:
 
     def bring_up_to_date(self, retry: frozenset[State]) -> int | None:
         """Runs the stages that have work, and publishes what came of it."""
-        for source in self._sources:
-            if source.changed:
-                self._take_in(source)
+        changed = [source for source in self._sources if source.changed]
+        if changed:
+            self._executor.begin_to_connect()
+        for source in changed:
+            self._take_in(source)
         if retry:
             self._take_in_again(retry)
         rows, complete = self._derive(UNTIL[self.options.until])

@@ -44,12 +44,18 @@ def train(
     ),
     resume: bool = typer.Option(False, help="Go on from the newest checkpoint in the output."),
     allow_stream_change: bool = typer.Option(False, help="Resume although the stream is another."),
+    skip_steps: str = typer.Option(
+        "",
+        metavar="A:B,...",
+        help="Leave out steps A up to B - 1 of the stream, now and whenever the run is resumed.",
+    ),
 ) -> None:
     """Train a language model on a pinned version, under Ray Train."""
     from jobs.training import Ranks, train_on_ray
     from schemas.errors import DeclarationError
     from trainer.config import TrainConfig
     from trainer.run import RunOptions, describe, parse_weights, unigram_baseline
+    from trainer.step_ranges import StepRanges
 
     try:
         options = RunOptions(
@@ -65,6 +71,7 @@ def train(
             weights=None if weights is None else parse_weights(weights),
             resume=resume,
             allow_stream_change=allow_stream_change,
+            skip_steps=StepRanges.parse(skip_steps),
             train=TrainConfig(
                 num_steps=steps,
                 learning_rate=learning_rate,

@@ -40,7 +40,14 @@ class Workers:
         self._num_tasks = num_tasks
 
     def __call__(
-        self, name: str, stage: Stage, tasks: Sequence[tuple[str, Any]], unit: str, /
+        self,
+        name: str,
+        stage: Stage,
+        tasks: Sequence[tuple[str, Any]],
+        unit: str,
+        /,
+        *,
+        here: bool = False,
     ) -> list[Any]:
         self.units.append(unit)
         places = list(range(len(tasks)))
@@ -297,7 +304,15 @@ def test_workers_in_processes_of_their_own_make_the_same(store: Store, tmp_path:
     expected, report = alone(store, source, **CUTS)
     noted: list[ShardRow] = []
 
-    def run(name: str, stage: Stage, tasks: Sequence[tuple[str, Any]], unit: str, /) -> list[Any]:
+    def run(
+        name: str,
+        stage: Stage,
+        tasks: Sequence[tuple[str, Any]],
+        unit: str,
+        /,
+        *,
+        here: bool = False,
+    ) -> list[Any]:
         places = {id(task): place for place, (_, task) in enumerate(tasks)}
         results = {places[id(t)]: found for t, found in run_pool(stage, tasks, num_workers=2)}
         found = [item for place in sorted(results) for item in results[place]]

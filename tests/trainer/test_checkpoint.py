@@ -50,6 +50,7 @@ def info(step: int, model: LanguageModel) -> CheckpointInfo:
     return CheckpointInfo(
         optimizer_step=step,
         data_step=step + 5,
+        skip_steps=[[1, 6]],
         model=model.config.as_json(),
         train={"num_steps": 9},
         vocabulary=VOCABULARY,
@@ -176,9 +177,26 @@ def test_a_damaged_later_step_does_not_push_out_a_good_one(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == ["step-00000005"]
 
 
+def test_a_checkpoint_from_before_steps_could_be_named_is_read(tmp_path: Path) -> None:
+    url = save(str(tmp_path), 1)
+    path = Path(url) / INFO_FILE
+    value = json.loads(path.read_text())
+    del value["skip_steps"]
+    path.write_text(json.dumps({**value, "format": 1}))
+    assert open_checkpoint(url).info.skip_steps == []
+
+
+def test_what_is_read_for_its_facts_alone_needs_no_whole_tensors(tmp_path: Path) -> None:
+    save(str(tmp_path), 1)
+    url = save(str(tmp_path), 2)
+    (Path(url) / MODEL_FILE).write_bytes(b"")
+    assert open_checkpoint(str(tmp_path), check=False).info.optimizer_step == 2
+    assert open_checkpoint(str(tmp_path)).info.optimizer_step == 1
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = Path(save(str(tmp_path), 1)) / INFO_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2, "new": 1}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3, "new": 1}))
     with pytest.raises(CheckpointError, match="a format that this version does not read"):
         Checkpoint(str(path.parent))
 

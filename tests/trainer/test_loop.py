@@ -1,5 +1,6 @@
 """The loop: it learns, it resumes bit for bit, and neither ranks nor micro-batches change it."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,6 +9,8 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,13 @@ import torch
 from torch import Tensor
 
 from schemas.errors import CheckpointError, PixeleseError
-from tests.trainer.synthetic import VOCABULARY, SyntheticStream
+from tests.trainer.synthetic import VOCABULARY, Batch, SyntheticStream
 from trainer.checkpoint import load_model, open_checkpoint
 from trainer.config import TrainConfig
 from trainer.loop import train
 from trainer.metrics import METRICS_FILE
 from trainer.model import LanguageModel, ModelConfig, initialise
+from trainer.step_ranges import StepRanges
 from trainer.validation import unigram_loss
 
 ROOT = Path(__file__).parents[2]
@@ -303,10 +307,73 @@ def test_another_stream_is_refused_by_the_parts_that_differ(
     assert open_checkpoint(str(tmp_path)).info.stream_digest == other.digest
 
 
-def test_skipped_steps_leave_out_data_and_not_updates(tmp_path: Path) -> None:
-    run(tmp_path, TrainConfig(num_steps=2, **FAST))
-    result = run(tmp_path, TrainConfig(num_steps=5, **FAST), resume=True, skip_steps=10)
-    assert (result["optimizer_step"], result["data_step"]) == (5, 15)
+@dataclass(frozen=True)
+class WatchedStream(SyntheticStream):
+    """Notes which steps were trained on; to read one that may not be is an error."""
+
+    damaged: range = range(0)
+    read: list[int] = field(default_factory=list)
+
+    def iterate(
+        self, *, start_step: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        for step in itertools.count(start_step):
+            assert step not in self.damaged
+            self.read.append(step)
+            yield self.batch(step, rank, world_size)
+
+
+def test_exactly_the_steps_outside_the_ranges_are_trained_on(tmp_path: Path) -> None:
+    config = TrainConfig(num_steps=6, log_every=1, **FAST)
+    stream = WatchedStream(damaged=range(2, 4))
+    skip = StepRanges.parse("0:1,2:4,7:9")
+    result = run(tmp_path, config, stream=stream, skip_steps=skip)
+    assert stream.read == [1, 4, 5, 6, 9, 10]
+    assert (result["optimizer_step"], result["data_step"]) == (6, 11)
+    info = open_checkpoint(str(tmp_path)).info
+    assert StepRanges.of(info.skip_steps) == skip
+    assert [skip.nth_outside(number) for number in range(7)] == [*stream.read, info.data_step]
+
+
+def test_resuming_around_a_left_out_range_is_bit_exact(tmp_path: Path) -> None:
+    num_steps, skip = 6, StepRanges.parse("2:4,6:7")
+    config = TrainConfig(num_steps=num_steps, **FAST)
+    run(tmp_path / "whole", config, skip_steps=skip)
+    expected = tensors(tmp_path / "whole")
+    for stop_at in range(1, num_steps):
+        output = tmp_path / str(stop_at)
+        calls = iter(range(1, num_steps + 1))
+        run(output, config, skip_steps=skip, should_stop=lambda c=calls, s=stop_at: next(c) == s)
+        # Half of them name the ranges again, as a launcher that starts ranks again does.
+        again = {"skip_steps": skip} if stop_at % 2 else {}
+        stream = WatchedStream()
+        run(output, config, stream=stream, resume=True, **again)
+        assert stream.read == [0, 1, 4, 5, 7, 8][stop_at:]
+        assert_equal(tensors(output), expected)
+
+
+def test_a_range_named_on_resuming_counts_as_if_named_from_the_start(tmp_path: Path) -> None:
+    skip, config = StepRanges.parse("3:5"), TrainConfig(num_steps=5, **FAST)
+    run(tmp_path / "whole", config, skip_steps=skip)
+    for stop_at in (2, 3):
+        output = tmp_path / str(stop_at)
+        calls = iter(range(1, 6))
+        run(output, config, should_stop=lambda c=calls, s=stop_at: next(c) == s)
+        result = run(output, config, resume=True, skip_steps=skip)
+        assert (result["optimizer_step"], result["data_step"]) == (5, 7)
+        assert_equal(tensors(output), tensors(tmp_path / "whole"))
+
+
+def test_steps_that_were_trained_on_can_not_be_left_out(tmp_path: Path) -> None:
+    config = TrainConfig(num_steps=4, **FAST)
+    run(tmp_path, config, skip_steps=StepRanges.parse("1:3"))
+    before = tensors(tmp_path)
+    longer = TrainConfig(num_steps=6, **FAST)
+    with pytest.raises(CheckpointError, match=r"trained on steps 0:1,3:6 .*from 6 on only"):
+        run(tmp_path, longer, resume=True, skip_steps=StepRanges.parse("0:8"))
+    assert_equal(tensors(tmp_path), before)
+    result = run(tmp_path, longer, resume=True, skip_steps=StepRanges.parse("6:8"))
+    assert result["data_step"] == 10
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from trainer.checkpoint import load_model, open_checkpoint
 from trainer.config import TrainConfig
 from trainer.run import RunOptions, describe, parse_options, run_training
 from trainer.sampling import caption, write_image
+from trainer.step_ranges import StepRanges
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,7 +133,7 @@ def test_a_command_line_says_what_options_say(capsys: pytest.CaptureFixture[str]
     found = parse_options(
         [
             *("c@v2", "--output", "out", "--no-places", "--weights", "a=0.7,b=3"),
-            *("--num-steps", "7", "--precision", "float32", "--resume", "--skip-steps", "2"),
+            *("--num-steps", "7", "--precision", "float32", "--resume", "--skip-steps", "5:9,2:3"),
         ]
     )
     assert found == RunOptions(
@@ -141,7 +142,7 @@ def test_a_command_line_says_what_options_say(capsys: pytest.CaptureFixture[str]
         places=False,
         weights={"a": 0.7, "b": 3.0},
         resume=True,
-        skip_steps=2,
+        skip_steps=StepRanges(((2, 3), (5, 9))),
         train=TrainConfig(num_steps=7, precision="float32"),
     )
     assert parse_options(["c", "--output", "o"]) == RunOptions(corpus="c", output="o")
@@ -151,6 +152,9 @@ def test_a_command_line_says_what_options_say(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="2"):
         parse_options(["c", "--output", "o", "--weights", "a=lots"])
     assert "weights must be name=share" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        parse_options(["c", "--output", "o", "--skip-steps", "12"])
+    assert "'12' is no range of steps: write A:B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,6 @@ def test_a_command_line_says_what_options_say(capsys: pytest.CaptureFixture[str]
         ({"model": "huge"}, "no model preset 'huge'"),
         ({"image_first": 1.5}, "image_first must be in 0..1"),
         ({"sequence_length": 0}, "sequence_length must be positive"),
-        ({"skip_steps": 3}, "give resume as well"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:

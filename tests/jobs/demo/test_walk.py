@@ -29,7 +29,7 @@ SMALL = Budget(
 def test_the_whole_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     report = walk(tmp_path / "demo", budget=SMALL)
     page = report.read_text()
-    assert "data:image/png;base64" in page
+    assert "data:image/jpeg;base64" in page
     assert "as expected" in page
     catalog = Catalog(Store(tmp_path / "demo" / "corpus"))
     assert catalog.numbers() == [1, 2, 3]
