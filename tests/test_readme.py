@@ -72,4 +72,5 @@ def test_shown_commands_run(tmp_path: Path) -> None:
     outputs = list(printed.values())
     assert any("published v2" in text for text in outputs)
     assert (corpus / "report.html").stat().st_size > 10_000
-    assert outputs[-2].strip()  # the caption
+    captions = [text for (name, _), text in printed.items() if name == "sample"]
+    assert captions[0].strip()
