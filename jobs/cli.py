@@ -14,6 +14,7 @@ from jobs.commands.diff import diff
 from jobs.commands.explain import explain
 from jobs.commands.gc import gc
 from jobs.commands.init import init
+from jobs.commands.inspect import inspect
 from jobs.commands.plan import plan
 from jobs.commands.remove import remove
 from jobs.commands.repair import repair
@@ -47,6 +48,7 @@ app.command()(gc)
 app.add_typer(tokenizer, name="tokenizer")
 app.command()(train)
 app.command()(sample)
+app.command()(inspect)
 app.command()(demo)
 
 

@@ -34,7 +34,9 @@ from trainer.optimizer import load_tensors
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = (1, 2)
+"""Those that are read; 1 did not name the steps that were left out."""
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 INFO_FILE = "checkpoint.json"
@@ -49,6 +51,8 @@ class CheckpointInfo:
     """Updates done."""
     data_step: int
     """The next step of the stream to train on."""
+    skip_steps: list[list[int]]
+    """Ranges of steps of the stream, (first, one past the last), that are left out."""
     model: dict[str, Any]
     train: dict[str, Any]
     vocabulary: Vocabulary
@@ -100,8 +104,12 @@ class TrainedModel:
 class Checkpoint:
     """One checkpoint folder, opened and checked."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, check: bool = True) -> None:
         """Reads `checkpoint.json` of a folder `.../step-N` and checks the digests it holds.
+
+        Args:
+            url: the folder.
+            check: False leaves the digests unchecked, for who reads no tensors: they take 1 s a GB.
 
         Raises:
             CheckpointError: a file is missing, damaged or of another format.
@@ -110,14 +118,15 @@ class Checkpoint:
         self.url = self._store.url
         value = self._read_info()
         self._files: dict[str, str] = value.pop("files")
-        if value.pop("format") != FORMAT:
+        if value.pop("format") not in _FORMATS:
             raise CheckpointError(
                 f"{self.url} has a format that this version does not read ({FORMAT}): load it with "
                 "the version that wrote it"
             )
         self.info = CheckpointInfo.from_json(value)
-        for name in (MODEL_FILE, OPTIMIZER_FILE):
-            self._check(name)
+        if check:
+            for name in (MODEL_FILE, OPTIMIZER_FILE):
+                self._check(name)
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Parameters by name, on the CPU."""
@@ -136,7 +145,9 @@ class Checkpoint:
         try:
             value: dict[str, Any] = json.loads(self._store.read(INFO_FILE))
             fields = {field.name for field in dataclasses.fields(CheckpointInfo)}
-            if value["format"] == FORMAT and value.keys() != fields | {"format", "files"}:
+            if value["format"] == 1:
+                value.setdefault("skip_steps", [])
+            if value["format"] in _FORMATS and value.keys() != fields | {"format", "files"}:
                 raise KeyError(", ".join(sorted(value.keys() ^ (fields | {"format", "files"}))))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -196,10 +207,10 @@ def save_checkpoint(
     return store.full(name)
 
 
-def newest_checkpoint(output: str) -> Checkpoint | None:
+def newest_checkpoint(output: str, *, check: bool = True) -> Checkpoint | None:
     """The newest whole checkpoint of a run; None where it has none yet.
 
-    A damaged one is passed over with a warning.
+    A damaged one is passed over with a warning. `check` as for `Checkpoint`.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
@@ -208,7 +219,7 @@ def newest_checkpoint(output: str) -> Checkpoint | None:
     folders = _folders(store)
     for name in reversed(folders):
         try:
-            return Checkpoint(store.full(name))
+            return Checkpoint(store.full(name), check=check)
         except CheckpointError as error:
             logger.warning("passing over a damaged checkpoint: %s", error)
     if folders:
@@ -219,15 +230,17 @@ def newest_checkpoint(output: str) -> Checkpoint | None:
     return None
 
 
-def open_checkpoint(url: str) -> Checkpoint:
+def open_checkpoint(url: str, *, check: bool = True) -> Checkpoint:
     """A checkpoint by its own folder `.../step-N`, or the newest one of a run's folder.
+
+    `check` as for `Checkpoint`.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
     if _FOLDER.fullmatch(url.rstrip("/").rsplit("/", 1)[-1]):
-        return Checkpoint(url)
-    newest = newest_checkpoint(url)
+        return Checkpoint(url, check=check)
+    newest = newest_checkpoint(url, check=check)
     if newest is None:
         raise CheckpointError(f"no checkpoint in {url}: give the output folder of a training run")
     return newest

@@ -5,9 +5,10 @@ the step that is under way, with a checkpoint.
 """
 
 import contextlib
+import itertools
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from trainer.data_parallel import check_group
 from trainer.meter import Progress, Reporter
 from trainer.metrics import MetricsWriter
 from trainer.model import LanguageModel
-from trainer.source import TokenSource
+from trainer.source import TokenBatch, TokenSource
 from trainer.state import TrainState
+from trainer.step_ranges import NO_STEPS, StepRanges
 from trainer.validation import validate
 
 
@@ -34,7 +36,7 @@ def train(
     corpus: str = "",
     resume: bool = False,
     allow_stream_change: bool = False,
-    skip_steps: int = 0,
+    skip_steps: StepRanges = NO_STEPS,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     device: torch.device | None = None,
@@ -52,7 +54,8 @@ def train(
         corpus: its URL, for the record.
         resume: continue the newest checkpoint in `output`, if there is one.
         allow_stream_change: resume even if the stream's digest is another.
-        skip_steps: steps of the stream to leave out on resuming, for example past bad data.
+        skip_steps: steps of the stream to leave out, for example the data of a loss spike; beside
+            those that the checkpoint names already.
         progress: called on rank 0 with each line of metrics.
         should_stop: asked before every step; any rank's True ends the run after that step.
         device: None: this process's CUDA device, else the CPU.
@@ -63,7 +66,7 @@ def train(
 
     Raises:
         CheckpointError: `output` holds checkpoints and `resume` is not asked for, or they do not
-            fit the stream or the model.
+            fit the stream or the model, or were trained on steps that are to be left out.
         StorageError: results cannot be written.
         StreamError: ranks opened different streams.
         PixeleseError: the gradient is no longer finite.
@@ -98,18 +101,14 @@ def _run(
     first = state.rank == 0
     writer = MetricsWriter(state.output, start_step=state.optimizer_step) if first else None
     report = Reporter(writer, progress)
-    batches = state.stream.iterate(
-        start_step=state.data_step, rank=state.rank, world_size=state.world_size
-    )
+    batches = _batches(state)
     state.meter.start()
     try:
         while state.optimizer_step < state.config.num_steps and not state.stopped:
             state.step(next(batches), wants_stop=should_stop())
             _after_step(state, report, validation)
     finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()  # ends the read-ahead thread
+        batches.close()
         report.close()
     return {
         "optimizer_step": state.optimizer_step,
@@ -119,6 +118,23 @@ def _run(
         "train": report.last.get("train"),
         "validation": report.last.get("validation"),
     }
+
+
+def _batches(state: TrainState) -> Generator[TokenBatch]:
+    """The batches that are still to be trained on, without those of the steps that are left out.
+
+    Each stretch between those has a read-ahead of its own: data that is left out may be damaged.
+    """
+    for start, stop in state.skip_steps.gaps(state.data_step):
+        batches = state.stream.iterate(
+            start_step=start, rank=state.rank, world_size=state.world_size
+        )
+        try:
+            yield from itertools.islice(batches, None if stop is None else stop - start)
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()  # ends the read-ahead thread
 
 
 def _after_step(state: TrainState, report: Reporter, validation: TokenSource | None) -> None:

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 TOLERANCE = 100
 """A source's share of the slots differs from its weight by at most one part in this many."""
@@ -66,7 +66,14 @@ class Mixture:
         Raises:
             MixtureTooFineError: a weight is too small to be kept.
         """
-        quotas = slot_quotas(weights, batch_size=batch_size)
+        return cls.of_quotas(slot_quotas(weights, batch_size=batch_size), num_sequences)
+
+    @classmethod
+    def of_quotas(
+        cls, quotas: ArrayLike, num_sequences: Sequence[int] | NDArray[np.int64]
+    ) -> "Mixture":
+        """The mixture of sources with (K,) D_k slots a block, 1 at least."""
+        quotas = np.asarray(quotas, np.int64)
         sources = np.repeat(np.arange(len(quotas)), quotas)
         ordinals = np.concatenate([np.arange(quota) for quota in quotas])
         # Correctly rounded quotients of integers below 2^25 are equal only where the fractions are.

@@ -10,6 +10,7 @@ from trainer.checkpoint import CheckpointInfo
 from trainer.config import TrainConfig
 from trainer.model import ModelConfig
 from trainer.source import TokenSource
+from trainer.step_ranges import StepRanges
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,24 @@ def check_resumable(
         logger.warning("resuming on another stream: %s", what)
     if what := differences(info.train, config.as_json()):
         logger.warning("resuming with other training options: %s", what)
+
+
+def join_skip_steps(info: CheckpointInfo, asked: StepRanges, *, checkpoint: str) -> StepRanges:
+    """The steps that a run leaves out from a checkpoint on: those that it names, and those asked.
+
+    Raises:
+        CheckpointError: some of the steps asked were trained on before the checkpoint.
+    """
+    named = StepRanges.of(info.skip_steps)
+    trained = asked.before(info.data_step).without(named)
+    if trained:
+        raise CheckpointError(
+            f"{checkpoint} was trained on steps {trained} of the stream, which are to be left out: "
+            "resume from a checkpoint before them (delete the later ones, or copy an earlier one "
+            "to another output folder), or leave out steps from "
+            f"{info.data_step} on only"
+        )
+    return named | asked
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from trainer.loop import train
 from trainer.meter import Progress
 from trainer.model import PRESETS, LanguageModel, ModelConfig, initialise
 from trainer.source import TokenSource
+from trainer.step_ranges import NO_STEPS, StepRanges
 from trainer.validation import unigram_loss
 
 
@@ -48,7 +49,9 @@ class RunOptions:
     validation: bool = option(True, "measure the loss on the validation split, if there is one")
     resume: bool = option(False, "continue the newest checkpoint in the output folder")
     allow_stream_change: bool = option(False, "resume although the stream is another one")
-    skip_steps: int = option(0, "steps of the stream to leave out on resuming")
+    skip_steps: StepRanges = option(  # noqa: RUF009 - frozen, as all defaults here
+        NO_STEPS, "steps of the stream to leave out: A:B for A up to B - 1, several with commas"
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -57,8 +60,6 @@ class RunOptions:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.image_first <= 1:
             raise ValueError(f"image_first must be in 0..1, got {self.image_first}")
-        if self.skip_steps and not self.resume:
-            raise ValueError("skip_steps is for resuming: give resume as well")
         if self.start_from is None and self.model not in PRESETS:
             raise ValueError(f"no model preset {self.model!r}: choose one of {', '.join(PRESETS)}")
 
@@ -181,9 +182,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field[Any], kin
             flag, action=argparse.BooleanOptionalAction, default=item.default, help=help_text
         )
         return
-    convert = {int: int, float: float}.get(
-        kind, _weights_argument if item.name == "weights" else str
-    )
+    convert = _ARGUMENTS.get(item.name) or {int: int, float: float}.get(kind, str)
     parser.add_argument(flag, type=convert, default=item.default, help=help_text)
 
 
@@ -212,11 +211,20 @@ def parse_weights(text: str) -> dict[str, float]:
         raise ValueError(f"weights must be name=share,name=share, got {text!r}") from error
 
 
-def _weights_argument(text: str) -> dict[str, float]:
-    try:
-        return parse_weights(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The same for argparse, which tells only its own error's message."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+_ARGUMENTS = {"weights": _argument(parse_weights), "skip_steps": _argument(StepRanges.parse)}
+"""How values that are lists are read, by the option's name."""
 
 
 def describe(line: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A model in training: parameters, moments and two step numbers, and nothing else.
+"""A model in training: parameters, moments, two step numbers and the steps left out.
 
 That is all a checkpoint has to hold, because batches are a function of the step and nothing is
 drawn at random after the start. Losses are divided by the number of labels of the global batch, so
@@ -32,9 +32,10 @@ from trainer.loss import IGNORED, label_modalities, linear_cross_entropy
 from trainer.meter import Meter
 from trainer.model import LanguageModel
 from trainer.optimizer import build_optimizer, load_tensors, set_learning_rate, state_tensors
-from trainer.resume import check_resumable
+from trainer.resume import check_resumable, join_skip_steps
 from trainer.schedule import learning_rate
 from trainer.source import TokenBatch, TokenSource
+from trainer.step_ranges import NO_STEPS, StepRanges
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class TrainState:
         self.rank, self.world_size = rank, world_size
         self.corpus = corpus
         self.optimizer_step = self.data_step = 0
+        self.skip_steps = NO_STEPS
         self.stopped = False
         self.checkpoint: str | None = None
         model.attention, model.recompute = config.attention, config.recompute
@@ -77,17 +79,18 @@ class TrainState:
         self._reducer = GradientReducer(model.parameters(), world_size=world_size)
         self.meter = Meter(self._device, world_size=world_size)
 
-    def restore(self, *, resume: bool, allow_stream_change: bool, skip_steps: int) -> None:
+    def restore(
+        self, *, resume: bool, allow_stream_change: bool, skip_steps: StepRanges = NO_STEPS
+    ) -> None:
         """Takes the newest checkpoint of `output`, on every rank, or gives every rank one start.
 
         Raises:
             CheckpointError: there are checkpoints and `resume` is False, or the newest does not
-            fit;
-                on all ranks.
+                fit, or was trained on steps that are to be left out; on all ranks.
             StreamError: ranks opened different streams.
         """
         checkpoint: Checkpoint | None = None
-        header: dict[str, Any] = {"stream": self.stream.digest}
+        header: dict[str, Any] = {"stream": self.stream.digest, "skip": skip_steps.as_json()}
         if self.rank == 0:
             try:
                 remove_leftovers(self.output)
@@ -97,6 +100,8 @@ class TrainState:
                     self._load(checkpoint)
                     info = checkpoint.info
                     header |= {"optimizer": info.optimizer_step, "data": info.data_step}
+                    joined = join_skip_steps(info, skip_steps, checkpoint=checkpoint.url)
+                    header["skip"] = joined.as_json()
             except PixeleseError as error:
                 header["error"] = str(error)
                 if self.world_size == 1:
@@ -114,9 +119,15 @@ class TrainState:
             state = state_tensors(self.model, self._optimizer)
             broadcast_tensors(state.values(), world_size=self.world_size)
             self.optimizer_step = header["optimizer"]
-            self.data_step = header["data"] + skip_steps
+            self.data_step = header["data"]
+        self.skip_steps = StepRanges.of(header["skip"])
+        self.data_step = self.skip_steps.next_outside(self.data_step)
+        if "optimizer" in header:
             logger.info(
-                "resumed optimizer_step=%d data_step=%d", self.optimizer_step, self.data_step
+                "resumed optimizer_step=%d data_step=%d skip_steps=%s",
+                self.optimizer_step,
+                self.data_step,
+                self.skip_steps,
             )
         self.checkpoint = None if checkpoint is None else checkpoint.url
 
@@ -166,6 +177,7 @@ class TrainState:
         return CheckpointInfo(
             optimizer_step=self.optimizer_step,
             data_step=self.data_step,
+            skip_steps=self.skip_steps.as_json(),
             model=self.model.config.as_json(),
             train=self.config.as_json(),
             vocabulary=stream.vocabulary,
@@ -206,7 +218,7 @@ class TrainState:
         norm = self._clip()
         self._optimizer.step()
         self.optimizer_step += 1
-        self.data_step += 1
+        self.data_step = self.skip_steps.next_outside(self.data_step + 1)
         self.meter.count(norm, rate, num_tokens=rows[0].numel() * self.world_size)
 
     def _to_device(self, tensor: Tensor) -> Tensor:

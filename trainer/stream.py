@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.errors import StreamError
 from schemas.fingerprint import fingerprint
@@ -25,6 +27,7 @@ from trainer.inventory import DEFAULT_SPLIT, read_inventory
 from trainer.lanes import LaneReader, LaneSettings
 from trainer.plan import StreamConfig, StreamPlan, make_plan
 from trainer.readahead import read_ahead as run_ahead
+from trainer.sightings import Sighting, epochs_of, sightings_in
 from trainer.whereabouts import Location, RecordPlace, records_in
 
 _log = logging.getLogger(__name__)
@@ -327,6 +330,62 @@ class TokenStream:
         found = self._row(step, row)
         with self._lock:
             return list(records_in(self._reader, self.plan.sources[found.source], found))
+
+    def sightings_of(
+        self, source: str, shard: str, key: str, steps: range | None = None
+    ) -> Iterator[Sighting]:
+        """Where a record is seen, by step and row, within an epoch in the order of its tokens.
+
+        Args:
+            source: its source's name.
+            shard: its shard's name.
+            key: the record's.
+            steps: which steps, of stride 1; None for all of the source's first epoch.
+
+        Raises:
+            StreamError: the stream has no such source or shard, or the shard no such record.
+            CorruptShardError, FingerprintError, StorageError: as `batch`.
+        """
+        number, at = self._shard(source, shard, key)
+        batch_size, mixture = self.global_batch_size, self.plan.mixture
+        epochs = range(1)
+        if steps is not None:
+            _check_step(min(steps, default=0))
+            epochs = epochs_of(mixture, number, steps, batch_size=batch_size)
+        for epoch in epochs:
+            with self._lock:
+                found = list(
+                    sightings_in(
+                        self._reader,
+                        mixture,
+                        self.plan.sources[number],
+                        (number, at, epoch),
+                        key,
+                        batch_size=batch_size,
+                    )
+                )
+            if not found:
+                raise StreamError(
+                    f"shard {source}/{shard} has no record {key}: name the shard of its split",
+                    shard=shard,
+                    key=key,
+                )
+            yield from (item for item in found if steps is None or item.step in steps)
+
+    def _shard(self, source: str, shard: str, key: str) -> tuple[int, int]:
+        """The numbers of a source and of a shard in it."""
+        names = [item.name for item in self.plan.sources]
+        if source in names:
+            number = names.index(source)
+            at = pc.index(self.plan.sources[number].shards, pa.scalar(shard, pa.string())).as_py()
+            if at >= 0 and self.plan.sources[number].num_records[at]:
+                return number, at
+        raise StreamError(
+            f"this stream has no shard {source}/{shard} with records in it, of which {key} would "
+            f"be one: its split is {self.split}, its sources {', '.join(names)}",
+            shard=shard,
+            key=key,
+        )
 
     def _row(self, step: int, row: int) -> Row:
         _check_step(step)

@@ -97,17 +97,32 @@ def test_a_step_is_the_records_of_its_rows_with_what_they_say(
     assert some["rows"] == found["rows"][1:3]
 
 
-def test_a_table_fits_its_columns_and_names_everything(undisturbed: SmallCorpus) -> None:
-    done = run(inspect, f"{undisturbed.root}@v1", "--step", "2", *SETTINGS)
+def mixed_step(stream: TokenStream) -> int:
+    """A step with rows of both sources."""
+    steps = (step for step in range(99) if len({stream.locate(step, n).source for n in (0, 3)}) > 1)
+    return next(steps)
+
+
+def test_a_table_fits_its_columns_and_names_everything(
+    undisturbed: SmallCorpus, stream: TokenStream
+) -> None:
+    step = str(mixed_step(stream))
+    done = run(inspect, f"{undisturbed.root}@v1", "--step", step, *SETTINGS)
     assert done.status == 0, done.err
     lines = done.out.splitlines()
     assert max(map(len, lines)) <= WIDTH
-    value = shown(f"{undisturbed.root}@v1", "--step", "2", *SETTINGS)
+    value = shown(f"{undisturbed.root}@v1", "--step", step, *SETTINGS)
+    assert max(len(item["caption"]) for row in value["rows"] for item in row["records"]) > 30
     for row in value["rows"]:
-        assert f"row {row['row']}: {row['source']}, epoch 0, lane {row['lane']}, " in done.out
+        assert (
+            f"row {row['row']}: {row['source']}, epoch {row['epoch']}, lane {row['lane']}, "
+            in done.out
+        )
         for record in row["records"]:
             (line,) = [item for item in lines if record["key"] in item and _place(record) in item]
             assert ("image first" in line) == record["image_first"]
+            assert record["shard"] in line
+            assert record["caption"][:12] in line
     assert "(begins in another row)" in done.out
 
 
@@ -119,12 +134,7 @@ def test_a_page_shows_the_pictures_behind_the_codes(
     undisturbed: SmallCorpus, stream: TokenStream, tmp_path: Path
 ) -> None:
     page = tmp_path / "pages" / "step.html"
-    mixed = next(
-        step
-        for step in range(99)
-        if len({stream.locate(step, row).source for row in range(4)}) == 2
-    )
-    arguments = (f"{undisturbed.root}@v1", "--step", str(mixed), *SETTINGS)
+    arguments = (f"{undisturbed.root}@v1", "--step", str(mixed_step(stream)), *SETTINGS)
     done = run(inspect, *arguments, "--output", str(page))
     assert done.status == 0, done.err
     text = page.read_text()

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.commands.train import train
 from jobs.training import Ranks, train_on_ray
 from schemas.errors import CheckpointError, PixeleseError
+from tests.jobs.commands import run
 from tests.jobs.conftest import SmallCorpus
 from trainer.checkpoint import load_model, open_checkpoint
 from trainer.config import TrainConfig
@@ -66,6 +68,13 @@ def test_what_cannot_be_trained_on_is_told_before_anything_starts(
     wrong = options(undisturbed, tmp_path / "run", weights={"nowhere": 1.0})
     with pytest.raises(PixeleseError, match="nowhere"):
         train_on_ray(wrong, Ranks())
+
+
+def test_a_range_of_steps_that_is_none_is_told_before_anything_starts(tmp_path: Path) -> None:
+    for text, told in (("1200", "write A:B"), ("5:5", "holds no step")):
+        done = run(train, "corpus@v1", "--output", str(tmp_path), "--skip-steps", text)
+        assert done.status == 1
+        assert told in done.err
 
 
 def test_sample_writes_a_caption_and_an_image_sentence(
