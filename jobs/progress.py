@@ -58,10 +58,10 @@ class StageProgress:
             console.print(f"{self._line()}{f', {note}' if note else ''}", highlight=False)
 
     def close(self) -> None:
-        """Takes the bar down; elsewhere says once how the stage ended."""
+        """Takes the bar down; elsewhere says once how the stage ended, if there was any work."""
         if self._bar is not None:
             self._bar.stop()
-        else:
+        elif self.total:
             console.print(self._line(), highlight=False)
 
     def _line(self) -> str:

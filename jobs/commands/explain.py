@@ -109,7 +109,7 @@ def _print_trace(console: "Console", trace: "RowTrace", corpus: str) -> None:
     console.print(table)
     console.print(f"=> {_text(trace.why)}", style="bold")
     if trace.remedy:
-        console.print(f"   {trace.remedy}{_replay(trace, corpus)}")
+        console.print(f"   to do: {trace.remedy}{_replay(trace, corpus)}")
 
 
 def _replay(trace: "RowTrace", corpus: str) -> str:
