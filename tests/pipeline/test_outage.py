@@ -146,7 +146,7 @@ def test_an_outage_that_stays_stops_the_worker_and_says_why(web: Web) -> None:
     started = time.monotonic()
     worker.work([web.url("/x", host=f"h{number}.example") for number in range(2000)])
     breaking.join()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     message = str(worker.opener.outage)
     assert "name look-ups failed" in message
     assert "of those that had failed, 0 of 8 answer now, and 0 of 8 that had worked" in message
@@ -249,7 +249,7 @@ def test_a_stopped_worker_does_not_wait_for_an_outage(web: Web) -> None:
     started = time.monotonic()
     worker.work([web.url("/x", host=f"h{number}.example") for number in range(200)])
     stopping.join()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 40
     assert worker.opener.outage is None
 
 
