@@ -244,7 +244,7 @@ def warm_pixelese(folder: Path, port: int) -> None:
     """Prints the images a second of a fetch worker's second shard."""
     from jobs.stages import FetchStage
     from pipeline.intake import scan_source, take_in
-    from pipeline.lineage import Wanted
+    from pipeline.lineage import want_pairs
     from pipeline.plan import Work
     from schemas.declaration import load_declaration
     from schemas.storage import Store
@@ -275,16 +275,8 @@ def warm_pixelese(folder: Path, port: int) -> None:
     )
     work = FetchStage(store=store, declaration=declaration).open()
     for row in shards:
-        wanted = Wanted(
-            kind="pairs",
-            source=row.source,
-            shard=row.shard,
-            ordinal=row.ordinal,
-            fingerprint="",
-            parts="{}",
-        )
         started = time.monotonic()
-        (made,) = work(Work(wanted=wanted, made_from=row, reason="new"))
+        (made,) = work(Work(wanted=want_pairs(row), made_from=row, reason="new"))
         seconds = time.monotonic() - started
         assert made.num_records == WARM_ROWS, made.states
     print(WARM_ROWS / seconds)

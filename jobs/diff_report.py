@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from jobs.diff_facts import (
@@ -18,15 +17,15 @@ from jobs.diff_facts import (
     token_changes,
 )
 from jobs.report.charts import Bars, histogram, rank_chart
-from jobs.report.page import TEMPLATE as REPORT_TEMPLATE
 from jobs.report.pictures import data_url, draw_kept, enlarge
+from jobs.report.template import render_template, write_page
 from pipeline.agreement import ChangedRecord
 from pipeline.diff import Diff
 from pipeline.pair_shard import Pair
 from pipeline.records import read_records
 from pipeline.shard_lookup import Place, ShardLookup
 from schemas.catalog import Catalog
-from schemas.storage import Store, storage_errors
+from schemas.storage import Store
 
 TEMPLATE = Path(__file__).with_name("diff_report.html")
 
@@ -39,25 +38,14 @@ def write_diff_report(path: str | Path, diff: Diff, store: Store) -> Path:
         SourceError: a picture cannot be decoded.
         StorageError: the page cannot be written.
     """
-    path = Path(path)
-    page = render_diff_report(diff, store)
-    with storage_errors("write", str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.name}")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    return path
+    return write_page(path, render_diff_report(diff, store))
 
 
 def render_diff_report(diff: Diff, store: Store) -> str:
     """The page's HTML; errors as `write_diff_report`."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render_template(
+        TEMPLATE,
         title=f"{store.url.rpartition('/')[2]}: v{diff.before.number} to v{diff.after.number}",
-        style=Markup(_style()),
         diff=diff,
         tokens=list(token_changes(diff)),
         lengths=[*length_changes(diff), *codebook_changes(diff)],
@@ -66,14 +54,6 @@ def render_diff_report(diff: Diff, store: Store) -> str:
         agreement=list(agreement_facts(diff)),
         pictures=_pictures(diff, store),
     )
-
-
-def _style() -> str:
-    """The stylesheet of the report's page."""
-    _, _, rest = REPORT_TEMPLATE.read_text(encoding="utf-8").partition("<style>")
-    style, end, _ = rest.partition("</style>")
-    assert end, "the report's page has its stylesheet inside"
-    return style
 
 
 def _length_charts(diff: Diff) -> Iterator[str]:

@@ -7,14 +7,11 @@ In the dress of `pixelese report`: no scripts, no requests. A photograph and its
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from jobs.inspection import ShownRow, ShownStep, Stored
-from jobs.report.page import TEMPLATE as REPORT_TEMPLATE
 from jobs.report.pictures import data_url, draw_kept, enlarge
-from schemas.storage import storage_errors
+from jobs.report.template import render_template, write_page
 from trainer.whereabouts import RecordPlace
 
 TEMPLATE = Path(__file__).with_name("inspection.html")
@@ -29,26 +26,15 @@ def write_inspection_page(path: str | Path, shown: ShownStep) -> Path:
         SourceError: a picture cannot be decoded.
         StorageError: the page cannot be written.
     """
-    path = Path(path)
-    page = render_inspection(shown)
-    with storage_errors("write", str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.name}")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    return path
+    return write_page(path, render_inspection(shown))
 
 
 def render_inspection(shown: ShownStep) -> str:
     """The page's HTML; errors as `write_inspection_page`."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render_template(
+        TEMPLATE,
         title=f"Step {shown.step:,} of the stream",
         heading=headings(shown),
-        style=Markup(_style()),
         rows=[_row(row, shown.sequence_length) for row in shown.rows],
     )
 
@@ -80,14 +66,6 @@ def told_cut(place: RecordPlace, sequence_length: int) -> str:
     begins = ["begins in another row"] if place.start < 0 else []
     ends = ["ends in another row"] if place.stop > sequence_length else []
     return ", ".join(begins + ends)
-
-
-def _style() -> str:
-    """The stylesheet of the report's page."""
-    _, _, rest = REPORT_TEMPLATE.read_text(encoding="utf-8").partition("<style>")
-    style, end, _ = rest.partition("</style>")
-    assert end, "the report's page has its stylesheet inside"
-    return style
 
 
 def _row(row: ShownRow, sequence_length: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from jobs.stages import (
 from pipeline.corpus import open_corpus
 from pipeline.file_check import Problem
 from pipeline.lease import hold
-from pipeline.lineage import Wanted
+from pipeline.lineage import Wanted, want_pairs
 from pipeline.plan import (
     StagePlan,
     Work,
@@ -340,7 +340,11 @@ def _refetch(
         row for row in version.rows("pairs") if {row.path, ledger_path(row.path)} & set(damaged)
     ]
     works = [
-        _fetch_work(intake[row.source, row.shard])
+        Work(
+            wanted=want_pairs(intake[row.source, row.shard]),
+            made_from=intake[row.source, row.shard],
+            reason="damaged",
+        )
         for row in lost
         if intake[row.source, row.shard].path not in damaged
     ]
@@ -364,19 +368,6 @@ def _refetch(
         for path in (row.path, ledger_path(row.path))
         if path in damaged
     }
-
-
-def _fetch_work(intake: ShardRow) -> Work:
-    wanted = Wanted(
-        kind="pairs",
-        source=intake.source,
-        shard=intake.shard,
-        ordinal=intake.ordinal,
-        fingerprint="",
-        parts="{}",
-        inputs=intake.sha256,
-    )
-    return Work(wanted=wanted, made_from=intake, reason="damaged")
 
 
 def _back(fetched: Mapping[str, ShardRow]) -> set[str]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.records import read_documents
-from pipeline.rules import Rule
+from pipeline.rules import Rule, columns_read, reads_clusters
 from pipeline.shard_table import read_table
 from pipeline.tombstones import Tombstones, removed_documents, removed_pairs
 from schemas.catalog import ShardRow
@@ -116,7 +116,7 @@ class CandidateReader:
 
     def _signal_frame(self, shard: ShardRow) -> pl.DataFrame:
         """`key`, `sha256`, `caption_sha256` and the columns that rules read."""
-        columns = {"sha256", "caption_sha256"}.union(*(rule.columns for rule in self.rules))
+        columns = columns_read(self.rules)
         source_of = columns_of(self.declaration.signals.names)
         table: pa.Table | None = None
         for signal in self.declaration.signals.names:
@@ -137,7 +137,7 @@ class CandidateReader:
 
     def _relations(self, shard: ShardRow, keys: list[str]) -> tuple[list[str], NDArray[np.bool_]]:
         """Clusters and hits of evaluation sets, as far as the declaration looks at them."""
-        has_clusters = self.declaration.unique is not None or self.declaration.split.validation > 0
+        has_clusters = reads_clusters(self.declaration)
         columns = ["cluster"] if has_clusters else []
         if self.declaration.decontaminate:
             columns.append("contaminated_by")

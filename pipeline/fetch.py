@@ -27,7 +27,7 @@ from pipeline.decoder import Decoder
 from pipeline.download import download
 from pipeline.known_pictures import take_known
 from pipeline.members import read_members
-from pipeline.outcomes import Outcome, WaitingRoom
+from pipeline.outcomes import PICTURE_FIELDS, Outcome, WaitingRoom
 from pipeline.pair_shard import Pair, write_pairs
 from pipeline.provenance import observation_parts
 from pipeline.reception import Arrival, Reception
@@ -214,20 +214,7 @@ def _expected(outcome: Outcome, sha256: str | None) -> Outcome:
     )
 
 
-_OUTCOME_FIELDS = (
-    "reason",
-    "attempts",
-    "http_status",
-    "sha256",
-    "stored_sha256",
-    "original_width",
-    "original_height",
-    "original_format",
-    "original_mode",
-    "width",
-    "height",
-    "bytes",
-)
+_OUTCOME_FIELDS = ("reason", "attempts", "http_status", *PICTURE_FIELDS)
 
 
 def _pairs(

@@ -18,7 +18,7 @@ import polars as pl
 
 from pipeline.blocklist import Blocklist
 from pipeline.new_rows import table_frame
-from pipeline.outcomes import Outcome, WaitingRoom
+from pipeline.outcomes import PICTURE_FIELDS, Outcome, WaitingRoom
 from pipeline.provenance import read_ledger
 from pipeline.records import NONE, read_records
 from pipeline.rows import CAPTION_CUT
@@ -32,17 +32,6 @@ MAX_COPIED = 64
 """Shards of an object store that one task asks: up to 32 GB. Those of most rows come first, so of a
 shard beyond them no more than one row in 65 is wanted, which the web gives sooner than its tar."""
 
-_FACTS = (
-    "sha256",
-    "stored_sha256",
-    "original_width",
-    "original_height",
-    "original_format",
-    "original_mode",
-    "width",
-    "height",
-    "bytes",
-)
 _Row = Mapping[str, Any]
 
 log = logging.getLogger(__name__)
@@ -92,7 +81,7 @@ def take_known(
 
 def _find(store: Store, shard: ShardRow, fetch_ids: Collection[str]) -> Sequence[_Row]:
     """The ledger's rows of pictures that a shard has, one for each `fetch_id`."""
-    columns = ["fetch_id", "key", "state", "flags", *_FACTS]
+    columns = ["fetch_id", "key", "state", "flags", *PICTURE_FIELDS]
     try:
         ledger = table_frame(read_ledger(store, shard, columns=columns))
     except (CorruptShardError, StorageError) as error:
@@ -130,7 +119,7 @@ def _take(
             attempts=0,
             flags=tuple(flag for flag in entry["flags"] if flag != CAPTION_CUT),
             offset=room.put(image),
-            **{name: entry[name] for name in _FACTS},
+            **{name: entry[name] for name in PICTURE_FIELDS},
         )
     return outcomes
 

@@ -96,6 +96,19 @@ _RECORDS, _INPUTS = uuid.uuid4().hex, uuid.uuid4().hex
 """Stand in for digests while shared parts are spelled; no part can hold them."""
 
 
+def want_pairs(intake: ShardRow) -> Wanted:
+    """The pair shard of an intake shard: what the web gives has no fingerprint beforehand."""
+    return Wanted(
+        kind="pairs",
+        source=intake.source,
+        shard=intake.shard,
+        ordinal=intake.ordinal,
+        fingerprint="",
+        parts="{}",
+        inputs=intake.sha256,
+    )
+
+
 def signal_recipe(signal: str, settings: Mapping[str, Any]) -> Recipe:
     """A signal group. `settings` holds all that decides its values, model digests included."""
     parts = {"settings": dict(settings), "format": SIGNALS[signal].version}

@@ -13,6 +13,19 @@ from pipeline.failures import FetchError
 from schemas.state import State
 from schemas.storage import storage_errors
 
+PICTURE_FIELDS = (
+    "sha256",
+    "stored_sha256",
+    "original_width",
+    "original_height",
+    "original_format",
+    "original_mode",
+    "width",
+    "height",
+    "bytes",
+)
+"""What the ledger tells of a picture: fields of an outcome, columns of a ledger."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:

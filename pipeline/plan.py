@@ -25,6 +25,7 @@ from pipeline.lineage import (
     selected_recipe,
     signal_recipe,
     tokens_recipe,
+    want_pairs,
 )
 from pipeline.provenance import known_shards
 from pipeline.rules import reads_relations, signals_read
@@ -136,18 +137,9 @@ def plan_fetch(corpus: Corpus) -> StagePlan:
 
 
 def _fetch_work(intake: ShardRow, fetched: Mapping[tuple[str, str], ShardRow]) -> Work:
-    wanted = Wanted(
-        kind="pairs",
-        source=intake.source,
-        shard=intake.shard,
-        ordinal=intake.ordinal,
-        fingerprint="",
-        parts="{}",
-        inputs=intake.sha256,
-    )
     places = [(intake.source, shard) for shard in known_shards(intake)]
     earlier = tuple(fetched[place] for place in places if place in fetched)
-    return Work(wanted=wanted, made_from=intake, reason="new", earlier=earlier)
+    return Work(wanted=want_pairs(intake), made_from=intake, reason="new", earlier=earlier)
 
 
 def plan_measure(corpus: Corpus, fetch: StagePlan) -> StagePlan:

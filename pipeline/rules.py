@@ -7,7 +7,7 @@ of the shard, and how rows are cut into shards is no property of a record.
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,26 +57,26 @@ def compile_rules(declaration: Declaration) -> list[Rule]:
     return [_compile(name, text, kinds) for name, text in declaration.select.items()]
 
 
-def columns_read(declaration: Declaration) -> frozenset[str]:
+def columns_read(rules: Iterable[Rule]) -> frozenset[str]:
     """The signal columns that a selection reads: those of its rules, and the two digests by which
     records are counted."""
-    rules = compile_rules(declaration)
     return frozenset({"sha256", "caption_sha256"}.union(*(rule.columns for rule in rules)))
 
 
 def signals_read(declaration: Declaration) -> frozenset[str]:
     """The signals that a selection reads."""
     source_of = columns_of(declaration.signals.names)
-    return frozenset(source_of[column] for column in columns_read(declaration))
+    return frozenset(source_of[column] for column in columns_read(compile_rules(declaration)))
+
+
+def reads_clusters(declaration: Declaration) -> bool:
+    """Whether a selection looks at duplicate clusters."""
+    return declaration.unique is not None or declaration.split.validation > 0
 
 
 def reads_relations(declaration: Declaration) -> bool:
     """Whether a selection reads relations: for duplicate clusters, or for evaluation sets."""
-    return (
-        declaration.unique is not None
-        or declaration.split.validation > 0
-        or bool(declaration.decontaminate)
-    )
+    return reads_clusters(declaration) or bool(declaration.decontaminate)
 
 
 def _compile(name: str, text: str, kinds: Mapping[str, pa.DataType]) -> Rule:

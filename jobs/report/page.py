@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ from jobs.report.data import (
     TrainingCurve,
 )
 from jobs.report.pictures import data_url, draw_kept, enlarge, thumbnail
-from schemas.storage import storage_errors
+from jobs.report.template import render_template, write_page
 
 TEMPLATE = Path(__file__).with_name("report.html")
 KEPT = "kept"
@@ -49,11 +48,8 @@ def render_report(data: ReportData) -> str:
     Raises:
         SourceError: a picture cannot be decoded.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render_template(
+        TEMPLATE,
         data=data,
         ledger=_ledger(data.states),
         funnel=_funnel(data.funnel, data.num_pairs),
@@ -77,14 +73,7 @@ def write_report(path: str | Path, data: ReportData) -> Path:
         StorageError: it cannot be written.
         SourceError: a picture cannot be decoded.
     """
-    path = Path(path)
-    page = render_report(data)
-    with storage_errors("write", str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.name}")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    return path
+    return write_page(path, render_report(data))
 
 
 def _ledger(states: Sequence[LedgerState]) -> dict[str, Any] | None:

@@ -14,31 +14,18 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.signals.sample import Sample
-from pipeline.signals.signal import PairSignal
+from pipeline.signals.signal import TextSignal
 from schemas.record import caption_sha256
 from schemas.signals import CAPTION, SignalSchema
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionSignal(PairSignal):
+class CaptionSignal(TextSignal):
     """Characters, words (parts between white space), repetition and `caption_sha256`."""
 
     @property
     def schema(self) -> SignalSchema:
         return CAPTION
-
-    @property
-    def reads_images(self) -> bool:
-        return False
-
-    @property
-    def reads_captions(self) -> bool:
-        return True
-
-    @property
-    def numeric(self) -> str:
-        """Nothing here depends on an environment."""
-        return ""
 
     def settings(self) -> dict[str, Any]:
         """All that decides the values."""

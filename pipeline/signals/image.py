@@ -5,7 +5,6 @@ measured for every corpus.
 """
 
 import hashlib
-import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.signals.sample import Sample
-from pipeline.signals.signal import PairSignal
+from pipeline.signals.signal import PictureSignal
 from schemas.fingerprint import bytes_sha256
 from schemas.signals import IMAGE, SignalSchema
 
@@ -33,25 +32,12 @@ _COSINES = 2 * np.cos(np.pi * _FREQUENCIES * _PLACES / (2 * _THUMBNAIL_SIDE))  #
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSignal(PairSignal):
+class ImageSignal(PictureSignal):
     """Size, `bytes`, `sha256` of the file, `pixels_sha256` of what it shows, and `phash`."""
 
     @property
     def schema(self) -> SignalSchema:
         return IMAGE
-
-    @property
-    def reads_images(self) -> bool:
-        return True
-
-    @property
-    def reads_captions(self) -> bool:
-        return False
-
-    @property
-    def numeric(self) -> str:
-        """The decoder, which decides the pixels."""
-        return f"cpu-pillow{importlib.metadata.version('pillow')}"
 
     def settings(self) -> dict[str, Any]:
         """All that decides the values."""

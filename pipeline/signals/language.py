@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.signals.sample import Sample
-from pipeline.signals.signal import PairSignal
+from pipeline.signals.signal import TextSignal
 from schemas.declaration import LanguageSettings
 from schemas.errors import DeclarationError
 from schemas.signals import LANGUAGE, SignalSchema
@@ -24,7 +24,7 @@ _TIE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class LanguageSignal(PairSignal):
+class LanguageSignal(TextSignal):
     """`caption_language`, ISO 639-1, and `caption_language_confidence`, the share of all languages'
     likelihood that falls to it; both null where no language can be told."""
 
@@ -33,19 +33,6 @@ class LanguageSignal(PairSignal):
     @property
     def schema(self) -> SignalSchema:
         return LANGUAGE
-
-    @property
-    def reads_images(self) -> bool:
-        return False
-
-    @property
-    def reads_captions(self) -> bool:
-        return True
-
-    @property
-    def numeric(self) -> str:
-        """Rounding leaves nothing of an environment."""
-        return ""
 
     def settings(self) -> dict[str, Any]:
         """All that decides the values.

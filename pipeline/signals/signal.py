@@ -5,6 +5,7 @@ pass of the model says of a whole shard (`FeatureSignal`), so that score, embedd
 one pass together.
 """
 
+import importlib.metadata
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,39 @@ class PairSignal(Signal):
         Raises:
             CorruptShardError: the stored image cannot be decoded.
         """
+
+
+class PictureSignal(PairSignal):
+    """A group that looks at the picture alone."""
+
+    @property
+    def reads_images(self) -> bool:
+        return True
+
+    @property
+    def reads_captions(self) -> bool:
+        return False
+
+    @property
+    def numeric(self) -> str:
+        """The decoder, which decides the pixels."""
+        return f"cpu-pillow{importlib.metadata.version('pillow')}"
+
+
+class TextSignal(PairSignal):
+    """A group that looks at the caption alone, and gives the same everywhere."""
+
+    @property
+    def reads_images(self) -> bool:
+        return False
+
+    @property
+    def reads_captions(self) -> bool:
+        return True
+
+    @property
+    def numeric(self) -> str:
+        return ""
 
 
 class FeatureSignal(Signal):

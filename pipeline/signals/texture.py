@@ -7,7 +7,6 @@ only at full size goes unseen, and that a picture smaller than 192 is enlarged a
 blurred. 0.5 ms a picture.
 """
 
-import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.signals.sample import Sample
-from pipeline.signals.signal import PairSignal
+from pipeline.signals.signal import PictureSignal
 from schemas.signals import TEXTURE, SignalSchema
 
 LONGER_SIDE = 192
@@ -27,25 +26,12 @@ EDGE_SLOPE = 16.0
 
 
 @dataclass(frozen=True, slots=True)
-class TextureSignal(PairSignal):
+class TextureSignal(PictureSignal):
     """`sharpness`, `edge_density` and `entropy`."""
 
     @property
     def schema(self) -> SignalSchema:
         return TEXTURE
-
-    @property
-    def reads_images(self) -> bool:
-        return True
-
-    @property
-    def reads_captions(self) -> bool:
-        return False
-
-    @property
-    def numeric(self) -> str:
-        """The decoder, which decides the pixels."""
-        return f"cpu-pillow{importlib.metadata.version('pillow')}"
 
     def settings(self) -> dict[str, Any]:
         """All that decides the values."""
