@@ -28,6 +28,7 @@ from jobs.stages import (
     SelectTask,
 )
 from pipeline.corpus import Corpus, TokenizerReaders, open_corpus
+from pipeline.intake import next_number
 from pipeline.lease import hold
 from pipeline.plan import (
     SourcePlan,
@@ -216,7 +217,7 @@ class _Run:
                 intake=intake,
                 states=states,
                 next_ordinal=corpus.state.next_ordinal(),
-                next_shard=1 + max(int(row.shard) for row in intake),
+                next_shard=next_number(intake),
             )
             stage = RetryStage(store=corpus.store, declaration=corpus.declaration)
             self._executor.run("retry", stage, [(name, task)], "sources")

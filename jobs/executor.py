@@ -1,11 +1,10 @@
 """Runs stages over the workers of one apply, and notes what they make.
 
-Ray starts with the first stage that has work. Finished shards go to the corpus' state and to the
-receipts as they come; whatever ends the apply, they are flushed.
+Ray starts with the first stage that needs workers, or aside a little before. Finished shards go to
+the corpus' state and to the receipts as they come; whatever ends the apply, they are flushed.
 """
 
 import contextlib
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -204,7 +203,7 @@ class _Numbered:
 def _count_states(losses: Counter[str], found: Sequence[Any]) -> None:
     for row in found:
         if isinstance(row, ShardRow) and row.kind == "pairs":
-            losses.update(json.loads(row.states))
+            losses.update(row.state_counts)
 
 
 def _told(states: Counter[str]) -> str:
