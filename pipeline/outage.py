@@ -311,11 +311,18 @@ class Breaker:
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
     def _probe(self, seen: "_Seen") -> "_Finding":
-        urls = [*seen.failed, *seen.witnesses]
+        witnesses = seen.witnesses or self._late_witnesses()
+        urls = [*seen.failed, *witnesses]
         with ThreadPoolExecutor(len(urls), thread_name_prefix="probe") as threads:
             answers = list(threads.map(self._ask, urls))
         num_failed = len(seen.failed)
-        return _Finding(sum(answers[:num_failed]), sum(answers[num_failed:]), len(seen.witnesses))
+        return _Finding(sum(answers[:num_failed]), sum(answers[num_failed:]), len(witnesses))
+
+    def _late_witnesses(self) -> list[str]:
+        """What has worked since fetching was paused: requests that were under way then."""
+        with self._changed:
+            worked = {e.host: e.url for e in self._tallies[0].entries if e.is_witness}
+        return list(worked.values())[-_NUM_PROBES:]
 
     def _is_like_that(self, finding: "_Finding") -> bool:
         """Whether the network works, and the list is as bad as it looks."""

@@ -33,11 +33,11 @@ from tokenizer.config import (
 )
 from tokenizer.weights import Arrays, check_tensors, read_tensors, tensor_digest
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "card.json"
 ENCODER_FOLDER = "encoder"
-DECODER_PREFIX = "decoder."
-"""Tensors that rebuild features and decide no words."""
+DECODER_PREFIXES = ("decoder.", "pixels.")
+"""Tensors that rebuild features and draw pictures, and decide no words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +71,9 @@ class ArtifactConfig:
     fingerprint: str
 
     def parts(self) -> dict[str, Any]:
-        """What decides words, by name. No names of models, no paths, no decoder."""
+        """What decides words, by name. No names of models, no paths, no decoders."""
         head = to_json(self.head)
-        del head["decoder_blocks"]
+        del head["decoder_blocks"], head["pixel_width"]
         return {
             "format": self.format,
             "encoder": {
@@ -89,7 +89,7 @@ class ArtifactConfig:
             "tensors": {
                 name: value
                 for name, value in self.tensors.items()
-                if not name.startswith(DECODER_PREFIX)
+                if not name.startswith(DECODER_PREFIXES)
             },
         }
 

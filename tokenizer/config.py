@@ -1,12 +1,13 @@
 """What a tokenizer is made of, as frozen dataclasses that travel through JSON.
 
-Everything here can change words, except the decoder's depth and what `TrainConfig` says, so
+Everything here can change words, except the decoders' sizes and what `TrainConfig` says, so
 nearly all of it enters the fingerprint. The reader is strict: an unknown or missing key is an
 error, because a key that is skipped in silence gives codes that look right and are not. That
 costs a format number for every new field.
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from schemas.errors import ArtifactError
 POSITIONS = ("2d", "none")
 RULES = ("threshold", "budget", "fixed")
 OBJECTIVES = ("error", "gumbel")
-QUANTIZERS = ("ema", "simvq")
+QUANTIZERS = ("ema", "simvq", "fsq")
+MASKINGS = ("strict", "leaky")
+CODE_RULES = ("cosine", "euclidean", "fsq")
 PRECISIONS = ("float32", "bfloat16")
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -94,9 +97,33 @@ class HeadConfig:
     code_dim: int = 32
     positions: str = "2d"
     """`2d`: learned row and column embeddings in merger and decoder; `none`: the paper's form."""
+    masking: str = "strict"
+    """`strict`: a masked key has no weight, so that kept rows can be computed alone; `leaky`: the
+    official softmax, which gives masked keys a little weight and needs all rows."""
+    code_rule: str = "cosine"
+    """What nearest means: `cosine`, to unit codes; `euclidean`, from a unit vector to codes of any
+    length, as the official code has it; `fsq`, rounding to a grid of `fsq_levels`."""
+    fsq_levels: tuple[int, ...] = ()
+    """Values a channel of a code can take; `fsq` only. Their product is `codebook_size`, their
+    number `code_dim`."""
+    pixel_width: int = 0
+    """Channels of the decoder that draws pictures from features; 0 for none."""
 
     def __post_init__(self) -> None:
         _check(self.positions in POSITIONS, f"positions must be one of {POSITIONS}")
+        _check(self.masking in MASKINGS, f"masking must be one of {MASKINGS}")
+        _check(self.code_rule in CODE_RULES, f"code_rule must be one of {CODE_RULES}")
+        _check(self.pixel_width >= 0, f"pixel_width must not be negative: {self.pixel_width}")
+        if self.code_rule == "fsq":
+            _check(
+                math.prod(self.fsq_levels) == self.codebook_size
+                and len(self.fsq_levels) == self.code_dim
+                and min(self.fsq_levels, default=0) > 1,
+                f"fsq_levels {self.fsq_levels} must be over 1 each, {self.code_dim} of them "
+                f"(code_dim), with {self.codebook_size} (codebook_size) as their product",
+            )
+        else:
+            _check(not self.fsq_levels, "fsq_levels goes with code_rule `fsq`")
         for name in ("num_heads", "mlp_width", "merger_blocks", "decoder_blocks", "code_dim"):
             _check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _check(self.codebook_size > 1, f"codebook_size must be over 1, got {self.codebook_size}")
@@ -161,6 +188,7 @@ PRESETS: dict[str, tuple[EncoderConfig, HeadConfig]] = {
             codebook_size=16384,
             code_dim=32,
             positions="none",
+            pixel_width=0,
         ),
     ),
 }
@@ -279,6 +307,8 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         return from_json(hint, value, where=where)
     if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         parts = get_args(hint)
+        if parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
         if len(parts) == len(value):
             return tuple(
                 _convert(part, v, where=where) for part, v in zip(parts, value, strict=True)

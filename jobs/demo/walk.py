@@ -295,7 +295,7 @@ class _Demo:
             print_forecast(forecast(open_corpus(str(self.corpus), readers=tokenizer_readers())))
 
     def _train_tokenizer(self, name: str, start: Path, steps: int) -> None:
-        from jobs.commands.tokenizer import train
+        from jobs.commands.tokenizer.train import train
 
         output = self.folder / name
         line = f"tokenizer train {self.corpus} --steps {steps} --start {start.name}"

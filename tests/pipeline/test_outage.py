@@ -211,7 +211,8 @@ def test_a_list_full_of_lame_names_is_told_from_an_outage_by_those_that_work(web
 
 
 def test_one_dead_host_is_no_outage(web: Web) -> None:
-    worker = Worker(settings(patience_seconds=0.0), Names())
+    # One thread: among many, a host that fails at once could be the only one to finish at first.
+    worker = Worker(settings(patience_seconds=0.0, num_threads=1), Names())
     urls = [
         web.url(f"/x?{number}", host="dead.lame")
         if number % 5
@@ -303,6 +304,23 @@ def test_another_list_may_be_bad_from_its_first_row() -> None:
     feed(second, ([SILENT] * 7 + [None] * 3) * 50)
     assert second._num_pauses == 1
     assert second.outage is None
+
+
+def test_replies_that_arrive_during_a_pause_show_that_the_network_works() -> None:
+    """What fails at once finishes first; slow replies of the others are still under way."""
+
+    def ask(url: str) -> bool:
+        if not breaking._tallies[0].share_of_host("slow"):
+            breaking.succeeded("http://slow/", "slow")
+        return url == "http://slow/"
+
+    breaking = Breaker(
+        Outage(window=100, patience_seconds=5.0), ask=ask, num_threads=8, first_wait_seconds=0.0
+    )
+    for _ in range(24):
+        breaking.failed("http://dead/", "dead", NO_RESOLVER, entered=breaking._num_pauses)
+    assert breaking._num_pauses == 1
+    assert breaking.outage is None
 
 
 def test_throttling_by_hosts_everywhere_is_an_outage() -> None:

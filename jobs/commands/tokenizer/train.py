@@ -1,21 +1,13 @@
-"""`pixelese tokenizer`: train and measure the visual tokenizer."""
+"""`pixelese tokenizer train`: from a corpus to an artifact."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from jobs.commands.tokenizer.images import CORPUS_HELP
 from jobs.tables import duration
 
-tokenizer = typer.Typer(
-    help="Train and measure the visual tokenizer.", no_args_is_help=True, rich_markup_mode=None
-)
 
-CORPUS_HELP = "CORPUS, CORPUS@vN or CORPUS@vN:split: the images to work on."
-
-
-@tokenizer.command()
 def train(
     corpus: str = typer.Argument(help=CORPUS_HELP),
     output: Path = typer.Option(help="Folder of the new artifact; must not exist yet."),
@@ -66,28 +58,6 @@ def train(
             card={"data": corpus, "num_images": len(data)},
         )
     print(f"wrote {output}: fingerprint {card['fingerprint'][:16]}, {len(data):,} images")
-
-
-@tokenizer.command("eval")
-def evaluate(
-    artifact: str = typer.Argument(help="Folder or URL of the artifact."),
-    data: str = typer.Option(help=CORPUS_HELP),
-    images: int = typer.Option(2000, min=2, help="At most so many images are used."),
-    device: str = typer.Option("cpu", help="cpu or cuda."),
-    output: Path | None = typer.Option(None, help="Also write the measurements as JSON here."),
-) -> None:
-    """Measure a tokenizer: reconstruction, codebook usage, lengths, exactness, speed."""
-    from pipeline.image_set import ImageSet
-    from tokenizer.evaluate import evaluate as evaluate_tokenizer
-    from tokenizer.report import format_table
-
-    found: dict[str, Any] = evaluate_tokenizer(
-        artifact, ImageSet.open(data, limit=images), device=device
-    )
-    print(format_table(found))
-    if output is not None:
-        output.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-        print(f"wrote {output}")
 
 
 def _note(metrics: dict[str, float]) -> str:

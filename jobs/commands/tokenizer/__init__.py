@@ -1,0 +1,12 @@
+"""`pixelese tokenizer`: train and measure the visual tokenizer."""
+
+import typer
+
+from jobs.commands.tokenizer.evaluate import evaluate
+from jobs.commands.tokenizer.train import train
+
+tokenizer = typer.Typer(
+    help="Train and measure the visual tokenizer.", no_args_is_help=True, rich_markup_mode=None
+)
+tokenizer.command()(train)
+tokenizer.command("eval")(evaluate)
