@@ -325,7 +325,7 @@ class _Run:
         if (
             newest is not None
             and newest.complete == complete
-            and self.corpus.state.published_rows() == set(rows)
+            and self.corpus.state.is_published(rows)
         ):
             return None
         current = load_declaration(self.corpus.store)[1]

@@ -5,12 +5,13 @@ left behind by an edit is found again, and undoing the edit costs nothing. Holds
 and kind: about 1 kB each, 700 MB for 100,000 shards.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from pipeline.lineage import Wanted
 from pipeline.receipts import read_receipts
 from schemas.catalog import Catalog, ShardRow, Version
+from schemas.collector import collector_paused
 from schemas.storage import Store
 
 HISTORY = 4
@@ -35,8 +36,11 @@ class CorpusState:
         """
         self.store = store
         self.catalog = Catalog(store)
-        self._known: dict[Identity, tuple[ShardRow, ...]] = {}
-        """The newest row first. More than one where a version differs from the one before."""
+        self._newest: dict[Identity, ShardRow] = {}
+        self._older: dict[Identity, list[ShardRow]] = {}
+        """What else is known where versions differ, newer ones first."""
+        self._unpublished: dict[Identity, set[ShardRow]] = {}
+        """Known rows that the newest version lacks."""
         self._present: set[str] | None = None
         if check_files:
             self._present = {name for kind in REMADE for name in store.names(kind)}
@@ -45,7 +49,9 @@ class CorpusState:
         latest = self.catalog.latest()
         if latest is not None:
             self.version, rows = self.catalog.scan(latest)
-            self._known.update((row.identity, (row,)) for row in rows)
+            with collector_paused():
+                self._newest.update((row.identity, row) for row in rows)
+        self._num_published = len(self._newest)
         self._history = self._older_versions()
         self.runs, receipts = read_receipts(store)
         """Runs that never published; their receipts count until a version is published."""
@@ -56,8 +62,14 @@ class CorpusState:
         """Takes note of a finished output."""
         if self._present is not None:
             self._present.add(row.path)
-        earlier = self._known.get(row.identity, ())
-        self._known[row.identity] = (row, *(item for item in earlier if item != row))
+        identity = row.identity
+        earlier = list(self._under(identity))
+        if row not in earlier:
+            self._unpublished.setdefault(identity, set()).add(row)
+        self._newest[identity] = row
+        others = [item for item in earlier if item != row]
+        if others:
+            self._older[identity] = others
 
     def find(self, wanted: Wanted) -> ShardRow | None:
         """The output with the wanted fingerprint, from the newest versions or a receipt."""
@@ -75,16 +87,31 @@ class CorpusState:
     def _look_back(self, identity: Identity, fits: Callable[[ShardRow], bool]) -> ShardRow | None:
         """Finds a row among those that are known, reading older versions until it is there."""
         while True:
-            for row in self._known.get(identity, ()):
+            for row in self._under(identity):
                 if fits(row) and self._is_there(row):
                     return row
             older = next(self._history, None)
             if older is None:
                 return None
             for row in older:
-                known = self._known.get(row.identity, ())
-                if row not in known:
-                    self._known[row.identity] = (*known, row)
+                self._add_older(row)
+
+    def _add_older(self, row: ShardRow) -> None:
+        identity = row.identity
+        if row in self._under(identity):
+            return
+        if identity in self._newest:
+            self._older.setdefault(identity, []).append(row)
+        else:
+            self._newest[identity] = row
+        self._unpublished.setdefault(identity, set()).add(row)
+
+    def _under(self, identity: Identity) -> Iterator[ShardRow]:
+        """All that is known under an identity, newer ones first."""
+        newest = self._newest.get(identity)
+        if newest is not None:
+            yield newest
+            yield from self._older.get(identity, ())
 
     def _is_there(self, row: ShardRow) -> bool:
         """Whether a row's file is, unless it cannot be made again anyway."""
@@ -92,27 +119,28 @@ class CorpusState:
 
     def newest(self, identity: Identity) -> ShardRow | None:
         """What there is under an identity now, stale or not."""
-        known = self._known.get(identity)
-        return known[0] if known else None
+        return self._newest.get(identity)
 
     def rows(self, kind: str, *, source: str | None = None) -> list[ShardRow]:
         """The newest rows of a kind, in ingest order."""
         found = (
-            known[0]
-            for identity, known in self._known.items()
+            row
+            for identity, row in self._newest.items()
             if identity[0] == kind and source in (None, identity[1])
         )
         return sorted(found, key=lambda row: (row.ordinal, row.identity))
 
     def next_ordinal(self) -> int:
         """The ingest order's next free place. A source that was taken out leaves a gap for ever."""
-        return 1 + max((known[0].ordinal for known in self._known.values()), default=-1)
+        return 1 + max((row.ordinal for row in self._newest.values()), default=-1)
 
-    def published_rows(self) -> set[ShardRow]:
-        """The rows of the newest version."""
-        if self.version is None:
-            return set()
-        return set(self.catalog.scan(self.version.number)[1])
+    def is_published(self, rows: Collection[ShardRow]) -> bool:
+        """Whether these are exactly the rows of the newest version, one an identity."""
+        return len(rows) == self._num_published and all(map(self._is_published, rows))
+
+    def _is_published(self, row: ShardRow) -> bool:
+        identity = row.identity
+        return row in self._under(identity) and row not in self._unpublished.get(identity, ())
 
     def _older_versions(self) -> Iterator[Iterable[ShardRow]]:
         """Rows of earlier versions, newest first, read only when something is missed."""
