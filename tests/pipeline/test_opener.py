@@ -22,13 +22,15 @@ from tests.pipeline.test_addresses import addresses
 from tests.pipeline.web import Web, picture, serve
 
 SETTINGS = Fetch(
-    timeout_seconds=1.0,
-    idle_seconds=0.5,
+    timeout_seconds=20.0,
+    idle_seconds=10.0,
     retries=0,
     allow_private_addresses=True,
     max_bytes=200_000,
     num_threads=4,
 )
+HASTY = SETTINGS.model_copy(update={"timeout_seconds": 2.0, "idle_seconds": 1.0})
+"""For what is meant to run out of time, and nothing else: a busy machine is slow too."""
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +90,8 @@ def test_a_body_arrives_whole(web: Web) -> None:
 def test_every_failure_has_its_state(
     web: Web, path: str, state: State, reason: str, status: int | None
 ) -> None:
-    started = time.monotonic()
-    error = failure(web.url(path))
+    error = failure(web.url(path), HASTY if state == State.TIMEOUT else SETTINGS)
     assert (error.state, error.reason, error.http_status) == (state, reason, status)
-    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data://host/x"])
@@ -170,7 +170,7 @@ def test_a_host_that_asks_for_patience_is_left_alone_by_all(web: Web) -> None:
         opener.get(web.url("/busy/503/4/all", host="a.example"))
     started = time.monotonic()
     assert opener.get(web.url("/whole", host="b.example"))
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 3.9
     assert opener.get(web.url("/whole", host="a.example"))
     assert time.monotonic() - started >= 3.9
     opener.close()
@@ -186,7 +186,7 @@ def test_patience_holds_no_thread_while_there_is_other_work(web: Web) -> None:
     assert next(rounds) == [url]
     with pytest.raises(FetchError, match="postponed"):
         opener.open(url)
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 2.9
     assert next(rounds) == [url]
     assert opener.open(url).read() == picture(8)
     assert time.monotonic() - started >= 2.9
@@ -198,10 +198,10 @@ def test_patience_holds_no_thread_while_there_is_other_work(web: Web) -> None:
 
 
 def test_waiting_for_a_turn_is_on_nobodys_clock(web: Web) -> None:
-    """Six requests of 0.4 s, two at a time, with a deadline of 1 s each."""
-    settings = SETTINGS.model_copy(update={"requests_per_host": 2, "num_threads": 6})
+    """Six requests of 0.8 s, two at a time, with a deadline of 2 s each."""
+    settings = HASTY.model_copy(update={"requests_per_host": 2, "num_threads": 6})
     opener = SafeOpener(settings, network=Network(settings, look_up=everyone_is_here))
-    urls = [web.url(f"/slow/0.4/{number}", host="turn.example") for number in range(6)]
+    urls = [web.url(f"/slow/0.8/{number}", host="turn.example") for number in range(6)]
     with ThreadPoolExecutor(6) as threads:
         assert [reply.attempts for reply in threads.map(opener.get, urls)] == [1] * 6
     assert web.most_active["turn.example"] == 2
@@ -229,19 +229,19 @@ def test_a_slow_host_does_not_hold_the_threads_of_the_others(
             opener.open(url)
             done[url] = time.monotonic()
 
-    started = time.monotonic()
     with ThreadPoolExecutor(8) as threads:
         for waiting in opener.rounds(urls):
             list(threads.map(one, waiting))
     assert done.keys() == set(urls)
-    assert max(at for url, at in done.items() if "slow" not in url) - started < 0.8
+    last_fast = max(at for url, at in done.items() if "slow" not in url)
+    assert sum("slow" in url and at < last_fast for url, at in done.items()) <= 5  # of ten
     assert web.most_active["slow.example"] == 2
     opener.close()
 
 
 def test_rows_of_a_dead_host_are_not_all_waited_for(web: Web) -> None:
-    """200 rows of a host that hangs for 0.5 s, among 200 of others."""
-    settings = SETTINGS.model_copy(update={"requests_per_host": 4, "num_threads": 16})
+    """200 rows of a host that hangs for 1 s, among 200 of others."""
+    settings = HASTY.model_copy(update={"requests_per_host": 4, "num_threads": 16})
     opener = SafeOpener(settings, network=Network(settings, look_up=everyone_is_here))
     web.bodies["/whole"] = picture(1)
     urls = [
@@ -263,7 +263,7 @@ def test_rows_of_a_dead_host_are_not_all_waited_for(web: Web) -> None:
     with ThreadPoolExecutor(16) as threads:
         for waiting in opener.rounds(urls):
             list(threads.map(one, waiting))
-    assert time.monotonic() - started < 20  # all of them would take 25
+    assert time.monotonic() - started < 40  # all of them would take 50
     failed = [error for error in results.values() if error is not None]
     assert len(results) == 400
     assert len(failed) == 200
