@@ -6,7 +6,7 @@ ways: one process with a torch thread a core, and the stage as `apply` runs it, 
 one thread each. The share is measured on the clock in the first, and in CPU seconds in the second
 (the thread that runs the model, of the whole worker), where threads that decode ahead cannot hide.
 
-    python benchmarks/measure.py [--photos FOLDER] [--pairs 256] [--repeats 3]
+    python -m benchmarks.measure [--photos FOLDER] [--pairs 256] [--repeats 3]
 """
 
 import argparse

@@ -27,6 +27,8 @@ from jobs.stages import (
     SelectStage,
     SelectTask,
 )
+from pipeline.cards import METADATA as CARDS
+from pipeline.cards import complete_cards, write_cards
 from pipeline.corpus import Corpus, TokenizerReaders, open_corpus
 from pipeline.intake import next_number
 from pipeline.lease import hold
@@ -41,8 +43,10 @@ from pipeline.plan import (
     plan_sources,
     text_shards,
 )
+from pipeline.rates import METADATA as RATES
+from pipeline.rates import spell_rates
 from schemas.catalog import ShardRow
-from schemas.declaration import Declaration, load_declaration
+from schemas.declaration import Declaration, load_declaration, parse_declaration
 from schemas.errors import ConflictError
 from schemas.ledger import State
 from schemas.storage import Store
@@ -51,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 UNTIL = {"pairs": 1, "signals": 3, "tokens": 5}
 """What `--until` names -> the last stage that is run."""
+STAGES = {"fetch": 1, "measure": 2, "relate": 3, "select": 4, "encode": 5}
+"""Stage -> its place, to compare with `UNTIL`."""
 MAX_CONFLICTS = 3
 
 
@@ -62,7 +68,7 @@ class ApplyOptions:
     address: str | None = None
     """A running Ray cluster; None for a local one."""
     num_workers: int | None = None
-    """Workers a stage; None for one a CPU of the cluster."""
+    """At most so many workers a stage; None for as many as the nodes hold."""
     note: str = ""
     """A line for people, kept with the version."""
     retry: frozenset[State] = frozenset()
@@ -137,6 +143,8 @@ def _attempt(
         spending=spending,
         address=options.address,
         num_workers=options.num_workers,
+        resources=corpus.declaration.resources,
+        stages=[stage for stage, place in STAGES.items() if place <= UNTIL[options.until]],
     )
     with executor:
         try:
@@ -325,8 +333,10 @@ class _Run:
         if (
             newest is not None
             and newest.complete == complete
+            and parse_declaration(newest.declaration).about == self.corpus.declaration.about
             and self.corpus.state.is_published(rows)
         ):
+            complete_cards(self.corpus.store, newest)
             return None
         current = load_declaration(self.corpus.store)[1]
         if current != self.corpus.text:
@@ -334,15 +344,21 @@ class _Run:
                 f"{self.corpus.store.url}: corpus.yaml changed while this apply worked. Nothing "
                 "was published and what was made is kept: look at `pixelese plan`, apply again"
             )
-        return self.corpus.state.catalog.commit(
+        number = self.corpus.state.catalog.commit(
             rows,
             parent=None if newest is None else newest.number,
             declaration=self.corpus.text,
             complete=complete,
             note=self.options.note,
             # The lists as they were when they were read, whatever became of them since.
-            extra={f"source:{source.source.name}": source.stamp for source in self._sources},
+            extra={
+                **{f"source:{source.source.name}": source.stamp for source in self._sources},
+                RATES: spell_rates(self.corpus.rates()),
+                **CARDS,
+            },
         )
+        write_cards(self.corpus.store, number)
+        return number
 
 
 def _measure_tasks(plan: StagePlan) -> Iterator[tuple[str, MeasureTask]]:

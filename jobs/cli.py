@@ -12,6 +12,7 @@ from jobs.commands.apply import apply
 from jobs.commands.demo import demo
 from jobs.commands.diff import diff
 from jobs.commands.explain import explain
+from jobs.commands.export import export
 from jobs.commands.gc import gc
 from jobs.commands.init import init
 from jobs.commands.inspect import inspect
@@ -21,6 +22,7 @@ from jobs.commands.repair import repair
 from jobs.commands.report import report
 from jobs.commands.rollback import rollback
 from jobs.commands.sample import sample
+from jobs.commands.size import size_corpus
 from jobs.commands.tokenizer import tokenizer
 from jobs.commands.train import train
 from jobs.commands.verify import verify
@@ -36,6 +38,7 @@ app = typer.Typer(
 app.command()(init)
 app.command()(plan)
 app.command()(apply)
+app.command("size")(size_corpus)
 app.command()(versions)
 app.command()(diff)
 app.command()(report)
@@ -46,6 +49,7 @@ app.command()(verify)
 app.command()(repair)
 app.command()(gc)
 app.add_typer(tokenizer, name="tokenizer")
+app.command()(export)
 app.command()(train)
 app.command()(sample)
 app.command()(inspect)

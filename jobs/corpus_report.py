@@ -6,6 +6,7 @@ that are spread over the corpus, at most so many of each kind, and the page says
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,10 +20,14 @@ from jobs.report.data import (
     Sample,
     SentenceLengths,
 )
+from jobs.report.drawing import open_drawing
+from jobs.report.history import history_entries
 from jobs.report.ledgers import ledger_states, read_ledgers
 from jobs.report.signals import find_edges, histogram_columns, histograms, show_edges
-from jobs.report.stored import read_fates, read_pictures
+from jobs.report.stored import read_fates, read_pictures, sentences_of
+from pipeline.effort import Prices
 from pipeline.funnel import DECONTAMINATE, REMOVED, UNIQUE, Funnel, sum_funnels
+from pipeline.history import read_history
 from pipeline.lineage import TRAIN
 from pipeline.retry import corpus_states
 from pipeline.rules import compile_rules
@@ -31,9 +36,9 @@ from pipeline.thresholds import thresholds_of
 from pipeline.token_shard import TokenShard, read_token_shard
 from schemas.catalog import Catalog, Version
 from schemas.declaration import Declaration, parse_declaration
-from schemas.sentence import read_sentences
 from schemas.storage import Store
 
+NO_PRICES = Prices()
 MAX_SHARDS = 200
 """Shards whose signals, relations and tokens are read."""
 PICTURE_SHARDS = 8
@@ -47,8 +52,10 @@ STEPS = {
 """What the steps after the rules ask."""
 
 
-def corpus_report(url: str, *, number: int | None = None, title: str = "") -> ReportData:
-    """Everything that a version's files tell.
+def corpus_report(
+    url: str, *, number: int | None = None, title: str = "", prices: Prices = NO_PRICES
+) -> ReportData:
+    """Everything that a version's files tell, and what the versions up to it changed.
 
     Raises:
         CatalogError: there is no such version.
@@ -57,7 +64,9 @@ def corpus_report(url: str, *, number: int | None = None, title: str = "") -> Re
     """
     store = Store(url)
     version = Catalog(store).read(number)
-    return _Report(store, version).data(title or _title(url, version))
+    data = _Report(store, version).data(title or _title(url, version))
+    history = history_entries(read_history(store, until=version.number), prices)
+    return replace(data, history=history)
 
 
 def _title(url: str, version: Version) -> str:
@@ -97,6 +106,7 @@ class _Report:
         fates = {place: read_fates(store, lookup, place) for place in self._shown}
         shards = [shard for _, shard in self._tokens]
         columns = histogram_columns(rule_columns)
+        gallery, why_not_drawn = self._gallery()
         return ReportData(
             title=title,
             subtitle=f"published {version.time.replace('T', ' ').replace('+00:00', ' UTC')}",
@@ -117,33 +127,36 @@ class _Report:
             ),
             lengths=_lengths(shards),
             codebook=_codebook(shards),
-            gallery=tuple(self._gallery()),
+            gallery=gallery,
+            why_not_drawn=why_not_drawn,
         )
 
-    def _gallery(self) -> list[GalleryPicture]:
-        """The pictures of one shard, from the fewest codes to the most."""
+    def _gallery(self) -> tuple[tuple[GalleryPicture, ...], str]:
+        """The pictures of one shard, from the fewest codes to the most; and why none is drawn."""
         if not self._tokens:
-            return []
+            return (), ""
         row, shard = max(self._tokens, key=lambda item: item[0].num_images)
         place: Place = place_of(row)
-        masks, _ = read_sentences(
-            shard.image,
-            num_patches=shard.header.num_patches,
-            codebook_size=shard.header.codebook_size,
-        )
-        order = np.argsort(masks.sum(1), kind="stable")
+        sentences = sentences_of(shard, shard.keys)
+        order = sorted(sentences, key=lambda key: len(sentences[key].codes))
         chosen = np.linspace(0, len(order) - 1, min(GALLERY_PICTURES, len(order))).astype(int)
-        rows = {shard.keys[order[at]]: int(order[at]) for at in chosen}
-        pictures = read_pictures(self._store, self._lookup, ((place, key) for key in rows))
-        return [
+        keys = [order[at] for at in chosen]
+        drawing = open_drawing(
+            self._store, self._version.declaration, fingerprint=shard.header.image_tokenizer
+        )
+        drawn = drawing.draw([sentences[key] for key in keys])
+        pictures = read_pictures(self._store, self._lookup, ((place, key) for key in keys))
+        gallery = tuple(
             GalleryPicture(
                 image=pictures[place, key].image,
-                keep_mask=masks[index],
-                grid=shard.header.grid,
+                keep_mask=sentences[key].keep_mask,
+                grid=sentences[key].grid,
+                drawn=picture,
                 caption=pictures[place, key].caption,
             )
-            for key, index in rows.items()
-        ]
+            for key, picture in zip(keys, drawn, strict=True)
+        )
+        return gallery, drawing.why_not
 
 
 def _facts(version: Version) -> list[Fact]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agreement import QUANTILES
+from pipeline.agreement import QUANTILES, Agreement, Tokens
 from pipeline.diff import Diff
 
 COUNTS = {
@@ -17,6 +18,25 @@ COUNTS = {
     "num_places": "place words",
 }
 MAX_BINS = 12
+TEXT_LENGTH = "text ids a record"
+
+
+class Sampled(Protocol):
+    """One of two sides: a version, or one tokenizer's words."""
+
+    @property
+    def sample(self) -> Tokens: ...
+
+
+class Compared(Protocol):
+    """Two sides and what they agree in: a diff, or a sample of a new tokenizer."""
+
+    @property
+    def before(self) -> Sampled: ...
+    @property
+    def after(self) -> Sampled: ...
+    @property
+    def agreement(self) -> Agreement: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +65,10 @@ def token_changes(diff: Diff) -> Iterator[Change]:
     """Totals of the two versions, from their catalogs."""
     for name, what in COUNTS.items():
         before, after = getattr(diff.before.tokens, name), getattr(diff.after.tokens, name)
-        yield Change(what, f"{before:,}", f"{after:,}", _relative(before, after))
+        yield Change(what, f"{before:,}", f"{after:,}", relative(before, after))
 
 
-def length_changes(diff: Diff) -> Iterator[Change]:
+def length_changes(diff: Compared) -> Iterator[Change]:
     """Mean and quantiles of sampled lengths; none where neither version has any."""
     for what, before, after in _lengths(diff):
         if len(before) or len(after):
@@ -58,7 +78,7 @@ def length_changes(diff: Diff) -> Iterator[Change]:
                 yield _length(f"{what}, {quantile} % quantile", *values)
 
 
-def codebook_changes(diff: Diff) -> Iterator[Change]:
+def codebook_changes(diff: Compared) -> Iterator[Change]:
     """How the codebooks are used in the sample; none without images."""
     before, after = diff.before.sample, diff.after.sample
     sizes = len(before.code_counts), len(after.code_counts)
@@ -68,15 +88,15 @@ def codebook_changes(diff: Diff) -> Iterator[Change]:
         "codes used",
         f"{before.num_codes_used:,} of {sizes[0]:,}",
         f"{after.num_codes_used:,} of {sizes[1]:,}",
-        _relative(before.num_codes_used, after.num_codes_used),
+        relative(before.num_codes_used, after.num_codes_used),
     )
     values = before.perplexity, after.perplexity
     yield Change(
-        "perplexity", f"{values[0]:,.1f}", f"{values[1]:,.1f}", _relative(values[0], values[1])
+        "perplexity", f"{values[0]:,.1f}", f"{values[1]:,.1f}", relative(values[0], values[1])
     )
 
 
-def agreement_facts(diff: Diff) -> Iterator[tuple[str, str]]:
+def agreement_facts(diff: Compared) -> Iterator[tuple[str, str]]:
     """What sampled records of both versions have in common: (what, how much)."""
     found = diff.agreement
     shares = (
@@ -92,7 +112,7 @@ def agreement_facts(diff: Diff) -> Iterator[tuple[str, str]]:
         yield "not compared", found.not_asked
 
 
-def length_histogram(diff: Diff) -> Histogram | None:
+def length_histogram(diff: Compared) -> Histogram | None:
     """Words an image of both versions, or text ids a record where there are no images."""
     for what, before, after in _lengths(diff):
         both = np.concatenate([before, after])
@@ -103,14 +123,14 @@ def length_histogram(diff: Diff) -> Histogram | None:
     return None
 
 
-def _lengths(diff: Diff) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
+def _lengths(diff: Compared) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
     before, after = diff.before.sample, diff.after.sample
     yield "words an image", before.image_lengths, after.image_lengths
-    yield "text ids a record", before.text_lengths, after.text_lengths
+    yield TEXT_LENGTH, before.text_lengths, after.text_lengths
 
 
 def _length(what: str, before: float | None, after: float | None) -> Change:
-    change = "" if before is None or after is None else _relative(before, after)
+    change = "" if before is None or after is None else relative(before, after)
     return Change(what, _told(before), _told(after), change)
 
 
@@ -132,7 +152,8 @@ def _shares(values: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.f
     return shares
 
 
-def _relative(before: float, after: float) -> str:
+def relative(before: float, after: float) -> str:
+    """`same`, `new`, or the change in percent."""
     if before == after:
         return "same"
     return f"{(after - before) / before:+.1%}" if before else "new"

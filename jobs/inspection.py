@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ragged import take_rows
+from jobs.report.drawing import open_drawing
+from jobs.report.stored import StoredSentence, sentences_of
 from pipeline.records import NONE, read_documents, read_records
 from pipeline.row_search import find_rows
 from pipeline.shard_lookup import Place, ShardLookup, place_of
@@ -24,7 +25,6 @@ from schemas.catalog import Catalog, ShardRow, Version
 from schemas.declaration import parse_declaration
 from schemas.errors import CheckpointError, DeclarationError, StreamError
 from schemas.layout import DECLARATION, parse_reference
-from schemas.sentence import read_sentences
 from schemas.storage import Store
 from trainer.checkpoint import INFO_FILE, open_checkpoint
 from trainer.reopening import reopen_stream
@@ -32,8 +32,6 @@ from trainer.sightings import Sighting
 from trainer.step_ranges import NO_STEPS, StepRanges
 from trainer.stream import TokenStream
 from trainer.whereabouts import RecordPlace
-
-# N patches an image.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +75,10 @@ class Stored:
     """Of a text source, the text."""
     image: bytes | None = None
     """JPEG; None where there is none, or it was not asked for."""
-    keep_mask: NDArray[np.bool_] | None = None
-    """(N,) the patches that became words, in raster order; None like `image`."""
+    sentence: StoredSentence | None = None
+    """The patches that became words, and their codes; None like `image`."""
+    drawn: NDArray[np.uint8] | None = None
+    """(S, S, 3) RGB: what the codes draw; None also where nothing can draw them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +110,13 @@ class ShownStep:
     """Of the whole batch."""
     sequence_length: int
     rows: tuple[ShownRow, ...]
+    why_not_drawn: str = ""
+    """Where pictures were asked for, and nothing can draw them from codes."""
 
     def as_json(self) -> dict[str, Any]:
         """All but the pictures."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del value["why_not_drawn"]
         rows = [
             {
                 **{name: getattr(row, name) for name in ("row", "source", "epoch", "sequence")},
@@ -288,6 +291,7 @@ def show_step(
     placed = {row: stream.records_of(step, row) for row in rows}
     wanted = [place for places in placed.values() for place in places]
     stored = _read_stored(subject, wanted, pictures=pictures, watch=watch)
+    stored, why_not = _draw(subject, stored)
     shown = []
     for row, places in placed.items():
         source, epoch, sequence = stream.locate(step, row)
@@ -311,6 +315,7 @@ def show_step(
         num_rows=stream.global_batch_size,
         sequence_length=stream.sequence_length,
         rows=tuple(shown),
+        why_not_drawn=why_not,
     )
 
 
@@ -403,6 +408,20 @@ def _read_stored(
     return found
 
 
+def _draw(
+    subject: Subject, stored: dict[tuple[Place, str], Stored]
+) -> tuple[dict[tuple[Place, str], Stored], str]:
+    """The same with what codes draw where sentences were read, or why nothing is drawn."""
+    sentences = {at: item.sentence for at, item in stored.items() if item.sentence is not None}
+    if not sentences:
+        return stored, ""
+    written_by = next(iter(sentences.values())).tokenizer
+    drawing = open_drawing(subject.store, subject.version.declaration, fingerprint=written_by)
+    pictures = zip(sentences, drawing.draw([*sentences.values()]), strict=True)
+    drawn = {at: dataclasses.replace(stored[at], drawn=picture) for at, picture in pictures}
+    return stored | drawn, drawing.why_not
+
+
 def _stored_row(subject: Subject, place: Place) -> ShardRow:
     """The shard with the captions: of pairs, or the intake of a text source."""
     pairs = subject.lookup.one("pairs", place)
@@ -424,29 +443,22 @@ def _read_texts(store: Store, row: ShardRow, keys: set[str]) -> dict[tuple[Place
 def _read_pairs(
     subject: Subject, row: ShardRow, keys: set[str], *, pictures: bool
 ) -> dict[tuple[Place, str], Stored]:
-    masks = _read_masks(subject, place_of(row), keys) if pictures else {}
+    sentences = _read_sentences(subject, place_of(row), keys) if pictures else {}
     pairs = read_records(subject.store, row, images=keys if pictures else NONE, captions=keys)
     return {
         (place_of(row), pair.key): Stored(
             caption=pair.caption,
             image=pair.image if pictures else None,
-            keep_mask=masks.get(pair.key),
+            sentence=sentences.get(pair.key),
         )
         for pair in pairs
         if pair.key in keys
     }
 
 
-def _read_masks(
+def _read_sentences(
     subject: Subject, place: Place, keys: Iterable[str]
-) -> dict[str, NDArray[np.bool_]]:
+) -> dict[str, StoredSentence]:
     rows = subject.lookup.at("tokens", place)
     (row,) = (item for item in rows if item.split == subject.stream.split)
-    shard = read_token_shard(subject.store, row)
-    wanted = sorted(keys)
-    masks, _ = read_sentences(
-        take_rows(shard.image, np.searchsorted(np.array(shard.keys), wanted)),
-        num_patches=shard.header.num_patches,
-        codebook_size=shard.header.codebook_size,
-    )
-    return dict(zip(wanted, masks, strict=True))
+    return sentences_of(read_token_shard(subject.store, row), keys)

@@ -1,16 +1,14 @@
 """A step's records as one HTML page: the pictures behind the codes, row by row.
 
-In the dress of `pixelese report`: no scripts, no requests. A photograph and its kept patches take
-42 kB of the page, so name a few rows of a large batch.
+In the dress of `pixelese report`: no scripts, no requests. A photograph, its kept patches and what
+its codes draw take 60 kB of the page, so name a few rows of a large batch.
 """
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jobs.inspection import ShownRow, ShownStep, Stored
-from jobs.report.pictures import data_url, draw_kept, enlarge
+from jobs.report.pictures import data_url, draw_kept, enlarge, show_drawn
 from jobs.report.template import render_template, write_page
 from trainer.whereabouts import RecordPlace
 
@@ -35,6 +33,7 @@ def render_inspection(shown: ShownStep) -> str:
         TEMPLATE,
         title=f"Step {shown.step:,} of the stream",
         heading=headings(shown),
+        why_not_drawn=shown.why_not_drawn,
         rows=[_row(row, shown.sequence_length) for row in shown.rows],
     )
 
@@ -94,12 +93,14 @@ def _record(place: RecordPlace, stored: Stored, sequence_length: int) -> dict[st
 
 
 def _pictures(stored: Stored) -> dict[str, Any] | None:
-    if stored.image is None or stored.keep_mask is None:
+    image, sentence = stored.image, stored.sentence
+    if image is None or sentence is None:
         return None
-    grid = round(len(stored.keep_mask) ** 0.5)
+    drawn = stored.drawn
     return {
-        "original": data_url(enlarge(stored.image)),
-        "kept": data_url(draw_kept(stored.image, stored.keep_mask, grid)),
-        "num_kept": int(np.count_nonzero(stored.keep_mask)),
-        "num_patches": len(stored.keep_mask),
+        "original": data_url(enlarge(image)),
+        "kept": data_url(draw_kept(image, sentence.keep_mask, sentence.grid)),
+        "drawn": None if drawn is None else data_url(show_drawn(drawn, image)),
+        "num_kept": len(sentence.codes),
+        "num_patches": len(sentence.keep_mask),
     }

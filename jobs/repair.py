@@ -21,6 +21,8 @@ from jobs.stages import (
     SelectStage,
     SelectTask,
 )
+from pipeline.cards import METADATA as CARDS
+from pipeline.cards import write_cards
 from pipeline.corpus import open_corpus
 from pipeline.file_check import Problem
 from pipeline.lease import hold
@@ -35,6 +37,7 @@ from pipeline.plan import (
     plan_select,
     text_shards,
 )
+from pipeline.rates import METADATA as RATES
 from pipeline.restore import Remade, Restoration
 from pipeline.state import REMADE
 from schemas.catalog import KINDS, Catalog, ShardRow, Version
@@ -150,6 +153,7 @@ class _Repair:
             spending=Spending(NO_BUDGET),
             address=options.address,
             num_workers=options.num_workers,
+            resources=restoration.corpus.declaration.resources,
         )
 
     def run(self) -> None:
@@ -264,15 +268,21 @@ def _publish(restoration: Restoration, options: RepairOptions) -> int | None:
         return None
     version = restoration.version
     rows = [row for kind in KINDS for row in version.rows(kind)]
-    sources = {name: item for name, item in version.metadata.items() if name.startswith("source:")}
-    return Catalog(restoration.store.plain).commit(
+    kept = {
+        name: item
+        for name, item in version.metadata.items()
+        if name.startswith("source:") or name == RATES
+    }
+    number = Catalog(restoration.store.plain).commit(
         [replaced.get(row.identity, row) for row in rows],
         parent=version.number,
         declaration=version.declaration,
         complete=version.complete,
         note=f"repair of v{version.number}: new digests",
-        extra=sources,
+        extra={**kept, **CARDS},
     )
+    write_cards(restoration.store.plain, number)
+    return number
 
 
 def _outcomes(
@@ -291,8 +301,14 @@ def _outcomes(
         for path in derived
     ]
     others = {problem.path: problem for problem in problems if problem.path not in derived}
+    cards = [path for path, problem in others.items() if problem.kind == "card"]
+    if cards:
+        write_cards(restoration.store.plain, restoration.version.number)
+    found += [Outcome(path=path, is_whole=True, what="written again") for path in sorted(cards)]
     return found + [
-        _observed_outcome(path, problem, fetched) for path, problem in sorted(others.items())
+        _observed_outcome(path, problem, fetched)
+        for path, problem in sorted(others.items())
+        if path not in cards
     ]
 
 
@@ -356,6 +372,7 @@ def _refetch(
         spending=Spending(NO_BUDGET),
         address=options.address,
         num_workers=options.num_workers,
+        resources=corpus.declaration.resources,
     )
     stage = FetchStage(store=store, declaration=corpus.declaration)
     tasks = [(work.wanted.label, work) for work in works]

@@ -111,7 +111,7 @@ class EncodeStage:
                 task.wanted,
                 image_tokenizer=image_tokenizer,
                 text_tokenizer=text_tokenizer,
-                previous=task.previous,
+                previous=task.basis,
             )
             return [row]
 

@@ -32,3 +32,8 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.1f} TB"
+
+
+def money(amount: float) -> str:
+    """An amount of whatever currency prices were given in."""
+    return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else "< 0.01"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.cluster import cluster, num_cluster_cpus, num_cluster_gpus
+from jobs.cluster import check_ranks, cluster, num_cluster_cpus, num_cluster_gpus
 from jobs.progress import StageProgress, stage_progress
 from schemas.errors import CheckpointError, PixeleseError, WorkerError
 from schemas.layout import parse_reference
@@ -51,6 +51,7 @@ def train_on_ray(options: RunOptions, ranks: Ranks) -> dict[str, Any]:
     options = _pinned(options)
     _check_output(options)
     with cluster(ranks.address), tempfile.TemporaryDirectory() as scratch:
+        check_ranks(ranks.num_workers)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -76,7 +77,7 @@ def train_on_ray(options: RunOptions, ranks: Ranks) -> dict[str, Any]:
             try:
                 trainer.fit()
             except Exception as error:
-                raise _cause(error) from error
+                raise cause_on_rank(error) from error
     return dict(json.loads(Store(options.output).read(RESULT_FILE)))
 
 
@@ -120,7 +121,7 @@ def _rank_main(config: dict[str, Any]) -> None:
         Store(config["options"].output).write(RESULT_FILE, json.dumps(result).encode())
 
 
-def _cause(error: BaseException) -> PixeleseError:
+def cause_on_rank(error: BaseException) -> PixeleseError:
     """What went wrong on a rank, out of the layers that Ray wraps it in."""
     told: BaseException | None = error
     while told is not None:

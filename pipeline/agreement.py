@@ -8,7 +8,8 @@ out within a percent, and what is rarer than that may be missed.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,28 @@ class Tokens:
         share = self.code_counts[self.code_counts > 0] / total
         return float(np.exp(-np.sum(share * np.log(share))))
 
+    def __add__(self, other: "Tokens") -> "Tokens":
+        """Two samples of one version as one."""
+        return Tokens(
+            num_shards=self.num_shards + other.num_shards,
+            num_all_shards=max(self.num_all_shards, other.num_all_shards),
+            image_lengths=np.concatenate([self.image_lengths, other.image_lengths]),
+            text_lengths=np.concatenate([self.text_lengths, other.text_lengths]),
+            code_counts=_add(self.code_counts, other.code_counts),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without the lengths themselves."""
+        return {
+            "num_shards": self.num_shards,
+            "num_all_shards": self.num_all_shards,
+            "image_words": summary(self.image_lengths),
+            "text_ids": summary(self.text_lengths),
+            "codebook_size": len(self.code_counts),
+            "codes_used": self.num_codes_used,
+            "perplexity": self.perplexity,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangedRecord:
@@ -77,6 +100,9 @@ class ChangedRecord:
     before: NDArray[np.bool_]
     """(N,) the keep mask."""
     after: NDArray[np.bool_]
+    codes_before: NDArray[np.int64]
+    """(T,) the codes of the kept patches, in raster order."""
+    codes_after: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +125,14 @@ class Agreement:
     changed: tuple[ChangedRecord, ...]
     """The records whose sentence changed most, first."""
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without the masks and codes of changed records."""
+        changed = [
+            {"source": item.source, "shard": item.shard, "key": item.key, "change": item.change}
+            for item in self.changed
+        ]
+        return {**asdict(replace(self, changed=())), "changed": changed}
+
 
 def sample_tokens(store: Store, shards: pa.Table, *, seed: int = 0) -> Tokens:
     """The tokens of a sample of one version's token shards (catalog rows).
@@ -108,16 +142,23 @@ def sample_tokens(store: Store, shards: pa.Table, *, seed: int = 0) -> Tokens:
     """
     filled = _Filled(shards)
     chosen = filled.sample(list(filled.places), seed)
+    found = tokens_of([], num_all_shards=len(filled.places))
+    for row in chosen:
+        found += tokens_of([read_token_shard(store, row)])
+    return found
+
+
+def tokens_of(shards: Sequence[TokenShard], *, num_all_shards: int = 0) -> Tokens:
+    """What some token shards hold, of so many in all."""
     image_lengths, text_lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     counts = np.zeros(0, np.int64)
-    for row in chosen:
-        shard = read_token_shard(store, row)
+    for shard in shards:
         image_lengths.append(shard.image.lengths[shard.image.lengths > 0])
         text_lengths.append(shard.text.lengths)
         counts = _add(counts, _code_counts(shard))
     return Tokens(
-        num_shards=len(chosen),
-        num_all_shards=len(filled.places),
+        num_shards=len(shards),
+        num_all_shards=num_all_shards,
         image_lengths=np.concatenate(image_lengths),
         text_lengths=np.concatenate(text_lengths),
         code_counts=counts,
@@ -138,7 +179,7 @@ def compare_tokens(store: Store, before: pa.Table, after: pa.Table, *, seed: int
     old, new = _Filled(before), _Filled(after)
     chosen = old.sample([place for place in old.places if place in new.places], seed)
     limit = MAX_RECORDS // max(len(chosen), 1)
-    found = _Comparison(limit, seed)
+    found = Comparison(limit=limit, seed=seed)
     for row in chosen:
         other = new.row((row.source, row.shard, row.split))
         found.add(row, read_token_shard(store, row), read_token_shard(store, other))
@@ -164,10 +205,11 @@ class _Filled:
         return [self.row(place) for place in lowest]
 
 
-class _Comparison:
-    """Sums over the compared records."""
+class Comparison:
+    """Sums over the compared records; those of several workers are merged into one."""
 
-    def __init__(self, limit: int, seed: int) -> None:
+    def __init__(self, *, limit: int | None = None, seed: int = 0) -> None:
+        """At most `limit` records of a shard are compared; None for all."""
         self._limit, self._seed = limit, seed
         self._num_records = self._num_same_text = 0
         self._num_images = self._num_same_sentence = 0
@@ -181,7 +223,7 @@ class _Comparison:
         """Compares records that both shards hold, a bounded number of them."""
         places = {key: place for place, key in enumerate(after.keys)}
         both = [(place, places[key]) for place, key in enumerate(before.keys) if key in places]
-        if len(both) > self._limit:
+        if self._limit is not None and len(both) > self._limit:
             draw = np.random.default_rng(self._seed)
             both = [both[n] for n in np.sort(draw.choice(len(both), self._limit, replace=False))]
         if not both:
@@ -253,9 +295,24 @@ class _Comparison:
                         change=float(changes[index]),
                         before=old_codes[index] >= 0,
                         after=new_codes[index] >= 0,
+                        codes_before=old_codes[index][old_codes[index] >= 0],
+                        codes_after=new_codes[index][new_codes[index] >= 0],
                     )
                 )
         self._changed = sorted(self._changed, key=_changed_rank)[:MAX_CHANGED]
+
+    def merge(self, other: "Comparison") -> None:
+        """Takes in what another has compared."""
+        self._num_records += other._num_records
+        self._num_same_text += other._num_same_text
+        self._num_images += other._num_images
+        self._num_same_sentence += other._num_same_sentence
+        self._kept += other._kept
+        self._num_common_patches += other._num_common_patches
+        self._num_equal_codes += other._num_equal_codes
+        self._not_asked = self._not_asked or other._not_asked
+        self._num_asked_codes += other._num_asked_codes
+        self._changed = sorted(self._changed + other._changed, key=_changed_rank)[:MAX_CHANGED]
 
     def agreement(self) -> Agreement:
         kept = np.concatenate([np.zeros(0), *self._kept])

@@ -15,6 +15,7 @@ from pipeline.evaluation_sets import (
     list_digest,
     plan_evaluation_sets,
 )
+from pipeline.rates import Rates, known_rates
 from pipeline.state import CorpusState
 from schemas.declaration import Declaration, load_declaration, resolve
 from schemas.signals import SignalSchema
@@ -98,6 +99,11 @@ class Corpus:
             item.name: list_digest(lists[item.name]) if item.name in lists else NOT_READ
             for item in self.evaluation_sets
         }
+
+    def rates(self) -> Rates:
+        """What work took so far, by all rows that are known by now and what the version carries."""
+        version = self.state.version
+        return known_rates(self.state.known(), {} if version is None else version.metadata)
 
     def signal_settings(self, signal: DeclaredSignal) -> dict[str, Any]:
         """A signal's settings; a model's digest is computed once."""

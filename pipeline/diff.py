@@ -24,7 +24,6 @@ from pipeline.agreement import (
     Tokens,
     compare_tokens,
     sample_tokens,
-    summary,
 )
 from pipeline.encode import kept_keys
 from pipeline.lineage import Wanted
@@ -103,11 +102,6 @@ class Diff:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without the sampled lengths and masks themselves."""
-        agreement = asdict(self.agreement)
-        agreement["changed"] = [
-            {"source": item.source, "shard": item.shard, "key": item.key, "change": item.change}
-            for item in self.agreement.changed
-        ]
         return {
             "before": _facts_json(self.before),
             "after": _facts_json(self.after),
@@ -115,7 +109,7 @@ class Diff:
             "records": [asdict(item) for item in self.records],
             "shards": [asdict(item) for item in self.shards],
             "declaration": list(self.declaration),
-            "agreement": agreement,
+            "agreement": self.agreement.as_json(),
         }
 
 
@@ -186,22 +180,13 @@ def _facts(store: Store, version: Version, tokens: pa.Table, seed: int) -> Facts
 
 
 def _facts_json(facts: Facts) -> dict[str, Any]:
-    sample = facts.sample
     return {
         "version": facts.number,
         "time": facts.time,
         "note": facts.note,
         "complete": facts.complete,
         **asdict(facts.tokens),
-        "sample": {
-            "num_shards": sample.num_shards,
-            "num_all_shards": sample.num_all_shards,
-            "image_words": summary(sample.image_lengths),
-            "text_ids": summary(sample.text_lengths),
-            "codebook_size": len(sample.code_counts),
-            "codes_used": sample.num_codes_used,
-            "perplexity": sample.perplexity,
-        },
+        "sample": facts.sample.as_json(),
     }
 
 

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from pipeline.lineage import Wanted
 from pipeline.pair_shard import Pair
+from pipeline.rates import spell_work
 from pipeline.records import read_documents, read_records
-from pipeline.repair import same_columns
+from pipeline.repair import Repair, repair_class, same_columns
 from pipeline.shard_table import read_table
 from pipeline.token_column import TokenColumn
 from pipeline.token_shard import TokenShard, read_token_shard, write_token_shard
@@ -96,6 +97,9 @@ def encode_shard(
     keys = kept_keys(store, selected)
     same_image, same_text = same_columns(previous, wanted, shard)
     old = _read_previous(store, previous) if same_image or same_text else None
+    num_joining = len(set(keys).difference(old.keys)) if old is not None else len(keys)
+    basis = None if old is None else previous
+    repair = repair_class(basis, wanted, shard, num_joining=num_joining)
     images = TokenColumn(image_tokenizer, header.image_dtype)
     text = TokenColumn(text_tokenizer, header.text_dtype)
     if old is not None and same_image:
@@ -111,10 +115,12 @@ def encode_shard(
         *([previous.numeric] if previous is not None and images.num_taken_over(keys) else []),
     }
     logger.info(
-        "encoded source=%s shard=%s split=%s records=%d images_encoded=%d texts_encoded=%d",
+        "encoded source=%s shard=%s split=%s repair=%s records=%d images_encoded=%d "
+        "texts_encoded=%d",
         wanted.source,
         wanted.shard,
         wanted.split,
+        repair.value,
         len(keys),
         images.num_encoded,
         text.num_encoded,
@@ -122,6 +128,7 @@ def encode_shard(
     return wanted.row(
         **row,
         inputs=shard.sha256,
+        states=spell_work(repair, num_joining if repair is Repair.EXTEND else len(keys)),
         numeric=" + ".join(sorted(environments)),
         made_in_seconds=time.monotonic() - started,
     )
@@ -171,7 +178,7 @@ def _encode(
     """Reads and encodes what the columns lack."""
     no_image, no_text = images.missing(keys), text.missing(keys)
     if no_image or no_text:
-        for pair in _records(store, shard, no_image, no_text):
+        for pair in read_to_encode(store, shard, no_image, no_text):
             if pair.key in no_image:
                 images.add(pair.key, pair.image, bytes_sha256(pair.image))
             if pair.key in no_text:
@@ -188,9 +195,14 @@ def _encode(
         )
 
 
-def _records(
+def read_to_encode(
     store: Store, shard: ShardRow, no_image: frozenset[str], no_text: frozenset[str]
 ) -> Iterator[Pair]:
+    """The records of a shard whose image or text is to be encoded; of others nothing is read.
+
+    Raises:
+        CorruptShardError, StorageError: the shard is damaged or missing.
+    """
     if shard.kind == "pairs":
         yield from read_records(store, shard, images=no_image, captions=no_text)
         return

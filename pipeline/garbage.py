@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
+from pipeline.cards import card_paths
 from pipeline.lease import Lease, current_holder
 from pipeline.receipts import RUN_TIME, read_receipt
 from pipeline.tombstones import FOLDER as TOMBSTONES
@@ -29,6 +30,7 @@ from schemas.layout import (
     LEASE,
     PINS,
     RUNS,
+    card_number,
     is_shard_path,
     ledger_path,
     version_path,
@@ -63,6 +65,8 @@ class Garbage:
     """Versions that are no more once their catalog file is deleted; ascending."""
     versions: tuple[Listed, ...]
     """Their catalog files."""
+    cards: tuple[Listed, ...]
+    """Cards of versions that are no more."""
     shards: dict[str, list[Listed]]
     """Kind -> files."""
     receipts: tuple[Listed, ...]
@@ -79,6 +83,7 @@ class Garbage:
         """What is deleted, by what it is, in the order of deletion."""
         groups = {
             "versions": self.versions,
+            "cards": self.cards,
             **self.shards,
             "receipts": self.receipts,
             "temporary files": self.temporary,
@@ -129,10 +134,18 @@ def find_garbage(
     sorted_shards = _sort(shards, named, given_up, spared_after, pairs=pairs)
     everything = [*itertools.chain(*shards.values(), *others.values()), *_root_listing(store)]
     gone = {version_path(number) for number in dropped}
+    kept_cards = {path for version in kept for path in card_paths(version.number)}
     return Garbage(
         kept=tuple(kept),
         dropped=tuple(dropped),
         versions=tuple(item for item in others[CATALOG] if item.name in gone),
+        # A card is written after its version, so one that was listed has its version among those
+        # that were found then, or none any more.
+        cards=tuple(
+            item
+            for item in others[CATALOG]
+            if card_number(item.name) is not None and item.name not in kept_cards
+        ),
         receipts=tuple(item for run in runs if run not in unfinished for item in run.files),
         temporary=tuple(
             item for item in everything if item.is_temporary and item.modified <= spared_after

@@ -6,9 +6,9 @@ loads no model; it costs one pass over the catalog's rows.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from pipeline.corpus import Corpus
@@ -28,6 +28,7 @@ from pipeline.lineage import (
     want_pairs,
 )
 from pipeline.provenance import known_shards
+from pipeline.repair import best_basis
 from pipeline.rules import reads_relations, signals_read
 from pipeline.sources import SourceFile, scan_source, source_stamp
 from pipeline.tombstones import read_tombstones
@@ -37,6 +38,10 @@ from schemas.fingerprint import changed_parts, digest
 
 STAGES = ("intake", "fetch", "measure", "relate", "select", "encode")
 """In the order of the way. `--until` names what they make: pairs, signals, tokens."""
+RULE_ORDER = "rule_order"
+"""The part of a selection's fingerprint that says in which order rules stand."""
+MAX_TOLD = 60
+"""Characters of a value that a reason quotes: a rule is told whole, a list of them is not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,8 @@ class Work:
     """For tokens: the selection."""
     previous: ShardRow | None = None
     """What is there now, under the same identity."""
+    basis: ShardRow | None = None
+    """For tokens: the token shard, of whatever version, that what can be is taken over from."""
     earlier: tuple[ShardRow, ...] = ()
     """For pairs: the pair shards that may hold pictures of its rows, those of most rows first."""
 
@@ -78,15 +85,6 @@ class StagePlan:
     @property
     def num_stale(self) -> int:
         return len(self.work) - self.num_missing
-
-    @property
-    def num_records(self) -> int:
-        return sum(work.num_records for work in self.work)
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """Reason -> outputs, most frequent first."""
-        return dict(Counter(work.reason for work in self.work).most_common())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,17 +233,51 @@ def plan_encode(
     if not corpus.can_encode:
         return plan
     by_shard = {(row.source, row.shard): row for row in shards}
-    recipes = {
-        kind: tokens_recipe(image_tokenizer=image, text_tokenizer=corpus.text_tokenizer)
-        for kind, image in (("pairs", corpus.image_tokenizer), ("intake", ""))
-    }
+    planner = TokenPlanner(corpus)
     for row in selected:
         if row.num_records == 0:
             continue
-        shard = by_shard[row.source, row.shard]
-        wanted = recipes[shard.kind].want(row, split=row.split, records=row.records)
-        _sort(corpus, plan, wanted, shard, selected=row)
+        found = planner.look(row, by_shard[row.source, row.shard])
+        if isinstance(found, Work):
+            plan.work.append(found)
+        else:
+            plan.current.append(found)
     return plan
+
+
+class TokenPlanner:
+    """Says of each selection whether its token shard is there, or what it takes to make it."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._state = corpus.state
+        self._recipes = {
+            kind: tokens_recipe(image_tokenizer=image, text_tokenizer=corpus.text_tokenizer)
+            for kind, image in (("pairs", corpus.image_tokenizer), ("intake", ""))
+        }
+
+    def look(self, selected: ShardRow, shard: ShardRow) -> ShardRow | Work:
+        """The token shard of a selection that keeps anything, or the work that it is.
+
+        Args:
+            selected: the selection, of one split; one that is not written yet will do.
+            shard: the pair shard, or the text source's intake shard.
+        """
+        wanted = self._recipes[shard.kind].want(
+            selected, split=selected.split, records=selected.records
+        )
+        found = self._state.find(wanted)
+        if found is not None:
+            return found
+        previous = self._state.newest(wanted.identity)
+        held = self._state.held(wanted.identity)
+        return Work(
+            wanted=wanted,
+            made_from=shard,
+            reason=explain(previous, wanted),
+            selected=selected,
+            previous=previous,
+            basis=best_basis(held, wanted, shard, num_records=selected.num_records),
+        )
 
 
 def _before(shards: Sequence[ShardRow], pending: Iterable[Work]) -> tuple[Sequence[ShardRow], int]:
@@ -279,29 +311,15 @@ def _intake(corpus: Corpus, *, images: bool) -> list[ShardRow]:
     ]
 
 
-def _sort(
-    corpus: Corpus,
-    plan: StagePlan,
-    wanted: Wanted,
-    made_from: ShardRow,
-    *,
-    selected: ShardRow | None = None,
-) -> None:
+def _sort(corpus: Corpus, plan: StagePlan, wanted: Wanted, made_from: ShardRow) -> None:
     """Puts an output under `current` or `work`."""
     found = corpus.state.find(wanted)
     if found is not None:
         plan.current.append(found)
         return
     previous = corpus.state.newest(wanted.identity)
-    plan.work.append(
-        Work(
-            wanted=wanted,
-            made_from=made_from,
-            reason=explain(previous, wanted),
-            selected=selected,
-            previous=previous,
-        )
-    )
+    reason = explain(previous, wanted)
+    plan.work.append(Work(wanted=wanted, made_from=made_from, reason=reason, previous=previous))
 
 
 def _sort_splits(corpus: Corpus, plan: StagePlan, wanted: Wanted, made_from: ShardRow) -> None:
@@ -321,8 +339,7 @@ def explain(previous: ShardRow | None, wanted: Wanted) -> str:
         return "new"
     if previous.fingerprint == wanted.fingerprint:
         return "its file is gone"
-    old, new = _parts(previous.parts), _parts(wanted.parts)
-    told = [_change(name, old.get(name), new.get(name)) for name in changed_parts(old, new)]
+    told = list(_changes(previous.parts, wanted.parts))
     if wanted.records and previous.records != wanted.records:
         told.append("other records")
     if previous.inputs != wanted.inputs and wanted.kind != "tokens":
@@ -330,9 +347,22 @@ def explain(previous: ShardRow | None, wanted: Wanted) -> str:
     return "; ".join(told) or "another corpus order"
 
 
-def _parts(parts: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(parts)
-    return value
+@lru_cache(maxsize=1 << 10)
+def _changes(old_parts: str, new_parts: str) -> tuple[str, ...]:
+    """What differs between two fingerprints' shared parts; of many shards it is the same."""
+    old: dict[str, Any] = json.loads(old_parts)
+    new: dict[str, Any] = json.loads(new_parts)
+    return tuple(
+        _change(name, old.get(name), new.get(name))
+        for name in changed_parts(old, new)
+        if not (name == RULE_ORDER and _same_order(old.get(name), new.get(name)))
+    )
+
+
+def _same_order(old: list[str] | None, new: list[str] | None) -> bool:
+    """Whether rules only came or went: that is told by the rules themselves."""
+    old, new = old or [], new or []
+    return [name for name in old if name in new] == [name for name in new if name in old]
 
 
 def _change(name: str, old: Any, new: Any) -> str:
@@ -351,4 +381,6 @@ def _short(value: Any) -> str:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value)
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
-    return text[:8] if is_digest else text
+    if is_digest:
+        return text[:8]
+    return text if len(text) <= MAX_TOLD else f"{text[: MAX_TOLD - 3]}..."

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.cards import card_paths
 from pipeline.new_rows import PENDING
 from pipeline.observations import (
     Observation,
@@ -424,6 +425,7 @@ def finish_purges(store: Store, *, check: Callable[[], None] = lambda: None) -> 
         journal = json.loads(store.read(name))
         check()
         store.delete_files([version_path(number) for number in journal["versions"]])
+        store.delete_files([path for number in journal["versions"] for path in card_paths(number)])
         kept = _named_now(store)
         check()
         # An apply since may have made a file of the same name again, and be in need of it.

@@ -69,7 +69,9 @@ class RestoreState(CorpusState):
         self.catalog = Catalog(store)
         self.version = replace(version, table=version.table.slice(0, 0))
         rows = [row for kind in KINDS for row in version.rows(kind)]
-        self._known = {row.identity: (row,) for row in rows}
+        self._newest = {row.identity: row for row in rows}
+        self._older, self._unpublished = {}, {}
+        self._num_published = len(rows)
         self._present = {row.path for row in rows if row.kind in REMADE} - set(damaged)
         self._history = iter(())
         self.runs = []
@@ -81,7 +83,7 @@ class RestoreState(CorpusState):
         """Takes note of a file that is back."""
         assert self._present is not None
         self._present.add(row.path)
-        self._known[row.identity] = (row,)
+        self._newest[row.identity] = row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,11 +21,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cards import METADATA as CARDS
+from pipeline.cards import complete_cards, write_cards
 from pipeline.encode import kept_keys, publish_tokens
 from pipeline.lineage import want_tokens
 from pipeline.ragged import take_rows
+from pipeline.rates import METADATA as RATES
+from pipeline.rates import spell_work
 from pipeline.receipts import read_receipts
 from pipeline.records import read_documents
+from pipeline.repair import Repair
 from pipeline.shard_lookup import Place, place_of
 from pipeline.shard_table import read_table
 from pipeline.token_shard import read_token_shard
@@ -95,6 +100,10 @@ def roll_back(store: Store, number: int, *, note: str = "") -> Rollback:
     is_published = content.num_removed == 0 and _same_content(catalog, old, newest)
     kept = _replace_declaration(store, old.declaration, newest.number)
     version = None if is_published else _commit(catalog, old, newest, content, note)
+    if version is None:
+        complete_cards(store, newest)
+    else:
+        write_cards(store, version)
     return Rollback(
         of=number,
         version=version,
@@ -159,7 +168,12 @@ def _commit(catalog: Catalog, old: Version, newest: Version, content: "_Without"
             complete=old.complete and content.num_removed == 0,
             note=note or f"rollback to v{old.number}",
             # The lists as v{old} found them: what has come to them since is new again.
-            extra={**stamps, "rollback_of": str(old.number)},
+            extra={
+                **stamps,
+                RATES: newest.metadata.get(RATES, "[]"),
+                "rollback_of": str(old.number),
+                **CARDS,
+            },
         )
     except ConflictError as error:
         raise ConflictError(
@@ -312,4 +326,10 @@ def _cut_tokens(
         wanted,
     )
     seconds = time.monotonic() - started
-    return wanted.row(**facts, inputs=row.inputs, numeric=row.numeric, made_in_seconds=seconds)
+    return wanted.row(
+        **facts,
+        inputs=row.inputs,
+        states=spell_work(Repair.SUBSET, len(keys)),
+        numeric=row.numeric,
+        made_in_seconds=seconds,
+    )

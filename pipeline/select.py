@@ -8,7 +8,7 @@ its rules drops the later ones of its cluster.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -87,12 +87,18 @@ def evaluate(
     relations: Iterable[ShardRow],
     declaration: Declaration,
     tombstones: Tombstones = NO_TOMBSTONES,
+    *,
+    look: Callable[[ShardSelection], None] = lambda item: None,
 ) -> Selection:
-    """What a declaration would select. Arguments and errors as `select_shards`; writes nothing."""
+    """What a declaration would select. Arguments and errors as `select_shards`; writes nothing.
+
+    `look` is shown the selection over each shard while its table is at hand.
+    """
     found = Selection()
     for item in select_shards(store, shards, signals, relations, declaration, tombstones):
         place = item.shard.source, item.shard.shard
         found.shards[place] = item.counts
+        look(item)
         found.funnels[place[0]] = found.funnels.get(place[0], Funnel()) + item.counts.funnel
     return found
 

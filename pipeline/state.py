@@ -6,6 +6,7 @@ and kind: about 1 kB each, 700 MB for 100,000 shards.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.lineage import Wanted
@@ -43,7 +44,9 @@ class CorpusState:
         """Known rows that the newest version lacks."""
         self._present: set[str] | None = None
         if check_files:
-            self._present = {name for kind in REMADE for name in store.names(kind)}
+            # On an object store one request after the other lists a thousand files.
+            with ThreadPoolExecutor(len(REMADE)) as pool:
+                self._present = set().union(*pool.map(store.names, REMADE))
         self.version: Version | None = None
         """The newest version, without its rows."""
         latest = self.catalog.latest()
@@ -116,6 +119,16 @@ class CorpusState:
     def _is_there(self, row: ShardRow) -> bool:
         """Whether a row's file is, unless it cannot be made again anyway."""
         return self._present is None or row.kind not in REMADE or row.path in self._present
+
+    def held(self, identity: Identity) -> list[ShardRow]:
+        """All known outputs under an identity whose files are there, newer ones first."""
+        return [row for row in self._under(identity) if self._is_there(row)]
+
+    def known(self) -> Iterator[ShardRow]:
+        """All rows that are known by now, older ones too."""
+        yield from self._newest.values()
+        for rows in self._older.values():
+            yield from rows
 
     def newest(self, identity: Identity) -> ShardRow | None:
         """What there is under an identity now, stale or not."""

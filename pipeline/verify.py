@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from pipeline.cards import card_paths, check_cards, has_cards
 from pipeline.content_check import check_contents
 from pipeline.file_check import Problem, check_file, check_sealed, staged
 from pipeline.shard_files import ShardFiles, group_rows
@@ -70,6 +71,7 @@ def verify_version(
         version = Catalog(store).read(number)
     except CorruptShardError as error:
         return number, verdict + _unreadable(version_path(number), verdict, error)
+    verdict += _cards_verdict(store, version)
     shards = group_rows(version)
     total = verdict.num_files + sum(len(shard.files()) for shard in shards)
     verdicts = map_shards(
@@ -133,6 +135,12 @@ def _lists_verdict(store: Store, number: int) -> Verdict:
         num_bytes=sum(size for size, _ in checked),
         problems=tuple(problems),
     )
+
+
+def _cards_verdict(store: Store, version: Version) -> Verdict:
+    num_bytes, problems = check_cards(store, version)
+    num_files = len(card_paths(version.number)) if has_cards(version) else 0
+    return Verdict(num_files=num_files, num_bytes=num_bytes, problems=tuple(problems))
 
 
 def _list_problems(store: Store, names: Iterable[str]) -> Iterator[Problem]:

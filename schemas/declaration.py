@@ -309,6 +309,78 @@ class Split(_Model):
     validation: Share = 0.0
 
 
+class WorkerResources(_Model):
+    """What a worker of a stage holds while the stage runs, and where it may run."""
+
+    cpus: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Cores. It is what Ray reserves, not a limit: less than one where workers mostly wait."""
+    gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """GPUs, or a share of one. None: one for a stage with a model where there are any."""
+    memory_bytes: int = Field(0, ge=0)
+    custom: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    """Resources of your own, by the names that nodes were started with."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have, each with this value."""
+    workers: int | None = Field(None, ge=1)
+    """At most so many at a time. None: as many as the nodes hold."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _can_be_divided(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and not gpus.is_integer():
+            raise ValueError("must be a whole number, or a share of one GPU")
+        return gpus
+
+    @field_validator("custom")
+    @classmethod
+    def _are_own_names(cls, custom: dict[str, float]) -> dict[str, float]:
+        taken = sorted({"CPU", "GPU", "memory", "object_store_memory"} & set(custom))
+        if taken:
+            raise ValueError(f"{taken[0]} is Ray's own: use `cpus`, `gpus` and `memory_bytes`")
+        return custom
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> "WorkerResources":
+        if not (self.cpus or self.gpus or self.memory_bytes or self.custom) and not self.workers:
+            raise ValueError("a worker that holds nothing needs `workers`: any number would fit")
+        return self
+
+
+class Resources(_Model):
+    """What workers hold, by stage. Changes where and how fast things are made, and no byte."""
+
+    intake: WorkerResources = WorkerResources()
+    """Also of `--retry`."""
+    fetch: WorkerResources = WorkerResources()
+    measure: WorkerResources = WorkerResources()
+    relate: WorkerResources = WorkerResources()
+    """Also of reading evaluation sets."""
+    select: WorkerResources = WorkerResources()
+    encode: WorkerResources = WorkerResources()
+    wait_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """How long a stage waits for a first node that can hold its worker, as an autoscaler takes
+    minutes to bring one."""
+
+
+class About(_Model):
+    """What people should know of the corpus; it goes into each version's card and decides nothing
+    else."""
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    description: str | None = Field(None, min_length=1)
+    license: str | None = Field(None, min_length=1, max_length=200)
+    """A name such as cc-by-4.0, or a URL."""
+    creator: str | None = Field(None, min_length=1, max_length=200)
+    citation: str | None = Field(None, min_length=1)
+    """How it is to be cited, for example in BibTeX."""
+    url: str | None = Field(None, pattern=r"^https?://\S+$")
+    """Where the corpus is at home."""
+    contact: str | None = Field(None, min_length=1, max_length=200)
+    """Whom to ask to have something removed; by default that of `fetch`."""
+
+
 class Declaration(_Model):
     """A whole corpus.yaml."""
 
@@ -325,6 +397,8 @@ class Declaration(_Model):
     tokenizer: str | None = None
     """The visual tokenizer's artifact; without it the corpus stops at its selection."""
     text_tokenizer: str | None = None
+    about: About = About()
+    resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Declaration":

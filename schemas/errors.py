@@ -5,6 +5,7 @@
     |- SourceError           an input list, archive or folder is missing, empty or unreadable
     |- OutageError           fetching stopped: something other than the list is at fault
     |- StorageError          the corpus cannot be read or written: no space, permission or bucket
+    |  |- AccessError        permission or credentials: another attempt cannot mend that
     |  `- NoSpaceError       its disk is full: another attempt cannot mend that
     |- LedgerError           input rows and states do not add up
     |- CorruptShardError     a published file is not what the catalog says it is
@@ -14,6 +15,7 @@
     |- ArtifactError         a tokenizer folder is incomplete, altered or of another format
     |- StreamError           a token stream cannot be opened as asked
     |- CheckpointError       a training checkpoint does not fit
+    |- ClusterError          a Ray cluster cannot be joined, or lacks what a stage asks for
     `- WorkerError           a shard failed on a worker more often than it may
 
 A message says what happened, which input, and what to do.
@@ -57,6 +59,10 @@ class StorageError(PixeleseError):
     """The corpus cannot be read or written."""
 
 
+class AccessError(StorageError):
+    """The corpus' store refuses: permission, credentials or a missing bucket."""
+
+
 class NoSpaceError(StorageError):
     """The corpus' disk is full: another attempt cannot mend that."""
 
@@ -95,3 +101,7 @@ class CheckpointError(PixeleseError):
 
 class WorkerError(PixeleseError):
     """A shard failed on a worker more often than it may."""
+
+
+class ClusterError(PixeleseError):
+    """A Ray cluster cannot be joined, or lacks what a stage asks for."""

@@ -72,6 +72,21 @@ def version_number(path: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def card_path(number: int) -> str:
+    """The dataset card of a version."""
+    return f"{CATALOG}/v{number:06d}.md"
+
+
+def croissant_path(number: int) -> str:
+    return f"{CATALOG}/v{number:06d}.croissant.json"
+
+
+def card_number(path: str) -> int | None:
+    """The version in the name of a card or Croissant file, or None for another file."""
+    match = re.fullmatch(rf"{CATALOG}/v(\d{{6,}})\.(?:md|croissant\.json)", path)
+    return int(match.group(1)) if match else None
+
+
 def lease_path(number: int) -> str:
     return f"{LEASE}/{number:06d}.json"
 

@@ -6,25 +6,31 @@ is one copy into a local cache for every file that is memory-mapped.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import CorruptShardError, NoSpaceError, StorageError
+from schemas.errors import CorruptShardError, StorageError
 from schemas.fingerprint import file_sha256
+from schemas.object_store import (
+    create_object,
+    delete_objects,
+    list_objects,
+    open_filesystem,
+    persistently,
+    read_object,
+    time_of,
+)
+from schemas.object_store import storage_errors as storage_errors  # callers find it here
 
 CACHE_VARIABLE = "PIXELESE_CACHE"
 CACHE_BYTES_VARIABLE = "PIXELESE_CACHE_BYTES"
@@ -33,9 +39,10 @@ TEMPORARY = ".tmp-"
 """How names begin that are not published; what a killed writer leaves is never listed."""
 TEMPORARY_SECONDS = 3600
 """A download of another process is left alone in the cache for so long."""
-PUT_ATTEMPTS = 5
 DELETED_AT_ONCE = 1000
 """Names in one request, which is what S3 takes: 700,000 files are 700 requests."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +58,6 @@ class Listed:
     def is_temporary(self) -> bool:
         """Whether it is work in progress, or what a killed writer left."""
         return any(part.startswith(TEMPORARY) for part in self.name.split("/"))
-
-
-@contextlib.contextmanager
-def storage_errors(action: str, place: str) -> Iterator[None]:
-    """Turns an operating-system error into a StorageError that says what to do."""
-    try:
-        yield
-    except _failures() as error:
-        code = getattr(error, "errno", None)
-        if code in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                f"cannot {action} {place}: no space is left. Free some and run the same command "
-                "again, nothing is lost"
-            ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
-            remedy = "permission denied: check who owns it"
-        elif isinstance(error, FileNotFoundError):
-            remedy = "it does not exist: check the path, and that the bucket or folder is there"
-        else:
-            remedy = str(error) or type(error).__name__
-        raise StorageError(f"cannot {action} {place}: {remedy}") from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """OSError, and what S3's driver raises beside it: no credentials, no connection."""
-    driver = sys.modules.get("botocore.exceptions")
-    return (OSError,) if driver is None else (OSError, driver.BotoCoreError, driver.ClientError)
 
 
 class Store:
@@ -100,15 +80,7 @@ class Store:
         return isinstance(self._filesystem()[0], LocalFileSystem)
 
     def _filesystem(self) -> tuple[Any, str]:
-        try:
-            # A cached listing would hide what other machines have published since.
-            fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StorageError(
-                f"cannot open {self.url}: {error}. Install the fsspec driver of this protocol, or "
-                "check the URL"
-            ) from error
-        return fs, str(root)
+        return open_filesystem(self.url)
 
     def full(self, name: str) -> str:
         """The URL of a name."""
@@ -118,27 +90,26 @@ class Store:
         fs, root = self._filesystem()
         return fs, f"{root}/{name}" if name else root
 
-    def exists(self, name: str) -> bool:
+    def _do(self, action: str, name: str, work: Callable[[Any, str], _Result]) -> _Result:
+        """Works on a name by its file system and path; tells what fails, and tries again what
+        fails in passing."""
         fs, path = self._path(name)
-        with storage_errors("look for", self.full(name)):
-            return bool(fs.exists(path))
+        with storage_errors(action, self.full(name)):
+            return work(fs, path) if self.is_local else persistently(lambda: work(fs, path))
+
+    def exists(self, name: str) -> bool:
+        return self._do("look for", name, lambda fs, path: bool(fs.exists(path)))
 
     def size_bytes(self, name: str) -> int:
-        fs, path = self._path(name)
-        with storage_errors("read", self.full(name)):
-            return int(fs.size(path))
+        return self._do("read", name, lambda fs, path: int(fs.size(path)))
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises StorageError where it is missing."""
-        fs, path = self._path(name)
-        with storage_errors("read", self.full(name)):
-            return bytes(fs.cat_file(path))
+        return self._do("read", name, read_object)
 
     def download(self, name: str, target: Path) -> None:
         """Copies a file as it is stored, past the cache, to a local path."""
-        fs, path = self._path(name)
-        with storage_errors("read", self.full(name)):
-            fs.get_file(path, str(target))
+        self._do("read", name, lambda fs, path: fs.get_file(path, str(target)))
 
     def names(self, prefix: str) -> list[str]:
         """The names of all files under a folder, sorted; none where the folder is missing."""
@@ -146,40 +117,31 @@ class Store:
 
     def listing(self, prefix: str) -> list[Listed]:
         """All files under a folder with their sizes and times, temporary ones too; in any order."""
-        fs, path = self._path(prefix)
-        with storage_errors("list", self.full(prefix)):
-            if self.is_local:
-                return list(_walk(Path(path), Path(self.url)))
-            found = fs.find(path, detail=True) if fs.exists(path) else {}
-        root = PurePosixPath(self._filesystem()[1])
+        if self.is_local:
+            with storage_errors("list", self.full(prefix)):
+                return list(_walk(Path(self.url, prefix), Path(self.url)))
+        fs, root = self._filesystem()
+        found = self._do("list", prefix, lambda fs, _: list_objects(fs, root, prefix))
         return [
             Listed(
-                str(PurePosixPath(item).relative_to(root)), int(info["size"]), _modified(fs, info)
+                str(PurePosixPath(path).relative_to(root)), int(facts["size"]), time_of(fs, facts)
             )
-            for item, info in found.items()
+            for path, facts in found.items()
         ]
 
     def write(self, name: str, data: bytes) -> None:
         """Publishes bytes under a name, whole or not at all."""
-        fs, path = self._path(name)
-        with storage_errors("write", self.full(name)):
-            if self.is_local:
-                with _temporary(Path(path)) as temporary:
-                    temporary.write_bytes(data)
-                    _publish(temporary, Path(path))
-            else:
-                fs.pipe_file(path, data)
+        if self.is_local:
+            self._do("write", name, lambda _, path: _write(Path(path), data))
+        else:
+            self._do("write", name, lambda fs, path: fs.pipe_file(path, data))
 
     def publish(self, source: Path, name: str) -> None:
         """Publishes a local file under a name; `source` is moved where that is possible."""
-        fs, path = self._path(name)
-        with storage_errors("write", self.full(name)):
-            if self.is_local:
-                with _temporary(Path(path)) as temporary:
-                    shutil.move(source, temporary)
-                    _publish(temporary, Path(path))
-            else:
-                fs.put_file(str(source), path)
+        if self.is_local:
+            self._do("write", name, lambda _, path: _move(source, Path(path)))
+        else:
+            self._do("write", name, lambda fs, path: fs.put_file(str(source), path))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Publishes bytes unless the name is taken; says whether it did.
@@ -187,21 +149,19 @@ class Store:
         Locally a hard link (atomic, fails where the name exists); on an object store a conditional
         PUT. A retried PUT whose first reply was lost finds its own bytes: that counts as done.
         """
-        fs, path = self._path(name)
-        with storage_errors("write", self.full(name)):
-            if self.is_local:
-                return _link_if_absent(Path(path), data)
-            try:
-                _create_object(fs, path, data)
-            except FileExistsError:
+        if self.is_local:
+            return self._do("write", name, lambda _, path: _link_if_absent(Path(path), data))
+        try:
+            self._do("write", name, lambda fs, path: create_object(fs, path, data))
+        except StorageError as error:
+            if isinstance(error.__cause__, FileExistsError):
                 return self.read(name) == data
-            return True
+            raise
+        return True
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is already gone is no error."""
-        fs, path = self._path(name)
-        with storage_errors("delete", self.full(name)), contextlib.suppress(FileNotFoundError):
-            fs.rm_file(path)
+        self._do("delete", name, _delete)
 
     def delete_files(self, names: Sequence[str]) -> None:
         """Removes many files, on an object store up to a thousand a request; as `delete`."""
@@ -209,17 +169,21 @@ class Store:
             for name in names:
                 self.delete(name)
             return
-        fs = self._filesystem()[0]
         for start in range(0, len(names), DELETED_AT_ONCE):
-            paths = [self._path(name)[1] for name in names[start : start + DELETED_AT_ONCE]]
-            with storage_errors("delete", f"{len(paths)} files of {self.url}"):
-                _delete_objects(fs, paths)
+            self._delete_batch(names[start : start + DELETED_AT_ONCE])
+
+    def _delete_batch(self, names: Sequence[str]) -> None:
+        fs = self._filesystem()[0]
+        paths = [self._path(name)[1] for name in names]
+        with storage_errors("delete", f"{len(paths)} files of {self.url}"):
+            persistently(lambda: delete_objects(fs, paths))
 
     def delete_tree(self, name: str) -> None:
         """Removes a folder with all that is in it."""
-        fs, path = self._path(name)
-        with storage_errors("delete", self.full(name)), contextlib.suppress(FileNotFoundError):
-            fs.rm(path, recursive=True)
+        if self.is_local:
+            self._do("delete", name, _delete_folder)
+        else:
+            self.delete_files([item.name for item in self.listing(name)])
 
     def scratch(self) -> Path:
         """A local folder for files that `publish` will move: on the corpus' own disk, if any."""
@@ -259,11 +223,10 @@ class Store:
         return cached
 
     def _download(self, name: str, cached: Path, sha256: str | None) -> None:
-        fs, path = self._path(name)
-        with storage_errors("read", self.full(name)):
-            _make_room(cached.parent, int(fs.size(path)))
+        with storage_errors("write", f"{cached.parent} (the cache, {CACHE_VARIABLE})"):
+            _make_room(cached.parent, self.size_bytes(name))
             with _temporary(cached) as temporary:
-                fs.get_file(path, str(temporary))
+                self.download(name, temporary)
                 if sha256 is not None:
                     check_digest(temporary, sha256, name=self.full(name))
                 _publish(temporary, cached)
@@ -328,10 +291,32 @@ def _temporary(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _write(path: Path, data: bytes) -> None:
+    with _temporary(path) as temporary:
+        temporary.write_bytes(data)
+        _publish(temporary, path)
+
+
+def _move(source: Path, path: Path) -> None:
+    with _temporary(path) as temporary:
+        shutil.move(source, temporary)
+        _publish(temporary, path)
+
+
 def _publish(temporary: Path, path: Path) -> None:
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)
+
+
+def _delete(fs: Any, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def _delete_folder(fs: Any, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
 
 
 def _link_if_absent(path: Path, data: bytes) -> bool:
@@ -357,52 +342,6 @@ def _walk(folder: Path, root: Path) -> Iterator[Listed]:
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 yield Listed(path.relative_to(root).as_posix(), status.st_size, status.st_mtime)
-
-
-def _modified(fs: Any, info: Mapping[str, Any]) -> float:
-    """When an object was written. Drivers call it by names of their own."""
-    for name in ("LastModified", "last_modified", "mtime", "updated"):
-        value = info.get(name)
-        if isinstance(value, datetime):
-            return value.timestamp()
-        if isinstance(value, str):
-            return datetime.fromisoformat(value).timestamp()
-        if isinstance(value, int | float):
-            return float(value)
-    found: datetime = fs.modified(info["name"])
-    return found.timestamp()
-
-
-def _delete_objects(fs: Any, paths: Sequence[str]) -> None:
-    if not hasattr(fs, "call_s3"):
-        fs.rm(list(paths))
-        return
-    # s3fs' own bulk deletion passes over what the server refuses to delete.
-    bucket = fs.split_path(paths[0])[0]
-    objects = [{"Key": fs.split_path(path)[1]} for path in paths]
-    reply = fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
-    refused = reply.get("Errors", [])
-    if refused:
-        first = refused[0]
-        reason = first.get("Message") or first.get("Code")
-        raise OSError(f"{len(refused)} were refused, the first is {first.get('Key')}: {reason}")
-
-
-def _create_object(fs: Any, path: str, data: bytes) -> None:
-    """A conditional PUT. Raises FileExistsError where the name is taken.
-
-    S3 may answer 409 to two of them at once, which says nothing of who won: try again.
-    """
-    for attempt in range(PUT_ATTEMPTS):
-        try:
-            fs.pipe_file(path, data, mode="create")
-            return
-        except OSError as error:
-            reply = getattr(error.__cause__, "response", {})
-            conflict = reply.get("Error", {}).get("Code") in ("ConditionalRequestConflict", "409")
-            if not conflict or attempt == PUT_ATTEMPTS - 1:
-                raise
-            time.sleep(0.1 * 2**attempt)
 
 
 def _sync(path: Path) -> None:

@@ -67,7 +67,7 @@ class ArtifactConfig:
     tensors: dict[str, str]
     """Digest of every weight of model.safetensors."""
     files: dict[str, str]
-    """sha256 of every file beside this one, except the card."""
+    """sha256 of every file; of this one over the canonical JSON of all but its own entry."""
     fingerprint: str
 
     def parts(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def read_config(folder: Path, *, url: str) -> ArtifactConfig:
 
     Raises:
         ArtifactError: missing, not JSON, of another format, with unknown or missing keys, or with a
-            fingerprint that is not its own.
+            fingerprint or a digest that is not its own.
     """
     path = folder / CONFIG
     try:
@@ -149,6 +149,12 @@ def read_config(folder: Path, *, url: str) -> ArtifactConfig:
             f"{url}: {CONFIG} was altered: its recorded fingerprint "
             f"{config.fingerprint[:16]} is not that of its contents; restore the original folder"
         )
+    own = _own_digest(config)
+    if config.files.get(CONFIG, own) != own:
+        raise ArtifactError(
+            f"{url}: {CONFIG} was altered: its recorded digest is not that of its contents; "
+            "restore the original folder"
+        )
     return config
 
 
@@ -161,6 +167,8 @@ def check_files(config: ArtifactConfig, folder: Path, *, url: str) -> None:
     if WEIGHTS not in config.files:
         raise ArtifactError(f"{url}: {CONFIG} records no digest of {WEIGHTS}; copy it again")
     for name, recorded in config.files.items():
+        if name == CONFIG:  # checked when it was read
+            continue
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{url}: {name} is missing; copy the whole folder again")
@@ -283,6 +291,7 @@ def _write_folder(
         shutil.copytree(encoder_folder, folder / ENCODER_FOLDER)
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     save_file(arrays, folder / WEIGHTS)
+    _write_json(folder / CARD, dict(card))
     files = {
         str(path.relative_to(folder).as_posix()): file_sha256(path)
         for path in sorted(folder.rglob("*"))
@@ -291,12 +300,23 @@ def _write_folder(
     digests = {name: tensor_digest(name, arrays[name]) for name in sorted(arrays)}
     config = replace(config, tensors=digests, files=files, fingerprint="")
     config = replace(config, fingerprint=fingerprint(config.parts()))
-    for name, value in ((CARD, dict(card)), (CONFIG, to_json(config))):
-        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+    config = replace(config, files=files | {CONFIG: _own_digest(config)})
+    _write_json(folder / CONFIG, to_json(config))
     # safetensors writes for its owner alone; an artifact is as readable as any other file here.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     return config
+
+
+def _own_digest(config: ArtifactConfig) -> str:
+    """What config.json records of itself: names and seeds too, which no fingerprint holds."""
+    value = to_json(config)
+    value["files"] = {name: found for name, found in config.files.items() if name != CONFIG}
+    return fingerprint(value)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _publish_locally(folder: Path, target: Path) -> None:
@@ -313,7 +333,7 @@ def _publish_locally(folder: Path, target: Path) -> None:
 
 def _upload(folder: Path, filesystem: Any, path: str, config: ArtifactConfig) -> None:
     # config.json last: without it a half-uploaded folder is no artifact.
-    for name in (*config.files, CARD, CONFIG):
+    for name in sorted(config.files, key=lambda name: name == CONFIG):
         with filesystem.open(f"{path}/{name}", "wb") as file:
             file.write((folder / name).read_bytes())
 

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hin
 from schemas.errors import ArtifactError
 
 POSITIONS = ("2d", "none")
+ORIENTATIONS = ("exif", "stored")
 RULES = ("threshold", "budget", "fixed")
 OBJECTIVES = ("error", "gumbel")
 QUANTIZERS = ("ema", "simvq", "fsq")
@@ -72,13 +73,18 @@ class PreprocessConfig:
     deviation: tuple[float, float, float] = CLIP_DEVIATION
     decoder: str = "pillow"
     orientation: str = "exif"
+    """`exif`: turned as its tag says; `stored`: as the pixels lie in the file, as LaVIT has it."""
     resize: str = "squash"
     interpolation: str = "bicubic-antialias"
 
     def __post_init__(self) -> None:
+        _check(
+            self.orientation in ORIENTATIONS,
+            f"orientation must be one of {ORIENTATIONS}, got {self.orientation!r}",
+        )
         # One value each: written down so that another one is a new value and not a silent change.
-        known = ("pillow", "exif", "squash", "bicubic-antialias")
-        given = (self.decoder, self.orientation, self.resize, self.interpolation)
+        known = ("pillow", "squash", "bicubic-antialias")
+        given = (self.decoder, self.resize, self.interpolation)
         _check(given == known, f"preprocessing must be {known}, got {given}")
         _check(self.image_size > 0, f"image_size must be positive, got {self.image_size}")
 
@@ -93,6 +99,7 @@ class HeadConfig:
     mlp_width: int = 256
     merger_blocks: int = 2
     decoder_blocks: int = 2
+    """0 for no decoder: such a head writes words, and rebuilds nothing from them."""
     codebook_size: int = 512
     code_dim: int = 32
     positions: str = "2d"
@@ -118,13 +125,20 @@ class HeadConfig:
             _check(
                 math.prod(self.fsq_levels) == self.codebook_size
                 and len(self.fsq_levels) == self.code_dim
-                and min(self.fsq_levels, default=0) > 1,
-                f"fsq_levels {self.fsq_levels} must be over 1 each, {self.code_dim} of them "
+                and min(self.fsq_levels, default=0) > 2,
+                f"fsq_levels {self.fsq_levels} must be over 2 each, {self.code_dim} of them "
                 f"(code_dim), with {self.codebook_size} (codebook_size) as their product",
             )
         else:
             _check(not self.fsq_levels, "fsq_levels goes with code_rule `fsq`")
-        for name in ("num_heads", "mlp_width", "merger_blocks", "decoder_blocks", "code_dim"):
+        _check(
+            self.decoder_blocks >= 0, f"decoder_blocks must not be negative: {self.decoder_blocks}"
+        )
+        _check(
+            self.decoder_blocks > 0 or self.pixel_width == 0,
+            "pictures are drawn from what a decoder rebuilds: pixel_width needs decoder_blocks",
+        )
+        for name in ("num_heads", "mlp_width", "merger_blocks", "code_dim"):
             _check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _check(self.codebook_size > 1, f"codebook_size must be over 1, got {self.codebook_size}")
 
@@ -169,8 +183,9 @@ class TokenizerConfig:
 
 
 PRESETS: dict[str, tuple[EncoderConfig, HeadConfig]] = {
-    # 0.85 M parameters at encoder width 128: a few steps a second of 64 images on two cores.
-    "tiny": (EncoderConfig(), HeadConfig()),
+    # 0.85 M parameters at encoder width 128, and 0.19 M that draw: a few steps a second of 64
+    # images on two cores.
+    "tiny": (EncoderConfig(), HeadConfig(pixel_width=64)),
     # LaVIT, arXiv 2309.04669: EVA-CLIP ViT-g/14, last block before the final norm, rank only.
     "lavit": (
         EncoderConfig(
@@ -223,7 +238,8 @@ class TrainConfig:
     commitment_weight: float = 0.25
     quantizer: str = "ema"
     """`ema`: k-means codebook with moving averages and restarts; `simvq`: a frozen codebook under a
-    trained linear map."""
+    trained linear map; `fsq`: rounding to a grid, of the head's `fsq_levels` or of levels chosen
+    for its codebook size."""
     codebook_decay: float = 0.99
     dead_code_share: float = 0.03
     """A code below this share of its expected count is restarted on a vector of the batch."""
@@ -231,22 +247,58 @@ class TrainConfig:
     kmeans_iterations: int = 10
     cache_bytes: int = 2 << 30
     """Encoder features are kept in memory (float16) up to this size, else computed anew a step."""
+    pixel_images: int = 8
+    """Images a step that the pixel decoder learns from, where the head has one."""
+    pixel_every_steps: int = 1
+    """Steps from one step of the pixel decoder to the next."""
+    pixel_cache_bytes: int = 1 << 30
+    """Decoded pictures are kept in memory up to this size, else decoded anew."""
     statistics_images: int = 2048
     """Images the mean, deviation and threshold are measured on."""
     precision: str = "float32"
     """`bfloat16` trains merger and decoder under autocast; quantizer and losses stay float32."""
     log_every_steps: int = 25
+    """Steps of a report, and of the window that codebook usage is counted over."""
+    validate_every_steps: int = 0
+    """Steps between measurements on images that are held out; 0 holds none out."""
+    validation_share: float = 0.05
+    """Of the images, by the digest of their bytes, that are held out."""
+    checkpoint_every_steps: int = 500
+    """Steps between checkpoints; 0 for those of an early end alone."""
+    keep_checkpoints: int = 2
+    pictures_every_steps: int = 0
+    """Steps between sheets of the picture page; 0 for none."""
     tensorboard: bool = False
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("feature_steps", "joint_steps", "deployed_steps", "warmup_steps"):
+        for name in (
+            "feature_steps",
+            "joint_steps",
+            "deployed_steps",
+            "warmup_steps",
+            "validate_every_steps",
+            "checkpoint_every_steps",
+            "pictures_every_steps",
+        ):
             _check(getattr(self, name) >= 0, f"{name} must not be negative")
-        for name in ("batch_size", "log_every_steps", "statistics_images", "kmeans_vectors"):
+        for name in (
+            "batch_size",
+            "log_every_steps",
+            "statistics_images",
+            "kmeans_vectors",
+            "keep_checkpoints",
+            "pixel_images",
+            "pixel_every_steps",
+        ):
             _check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _check(self.deployed_steps > 0, "deployed_steps must be positive: phase 3 is what is used")
         _check(0 < self.keep_share < 1, f"keep_share must be inside (0, 1), got {self.keep_share}")
+        _check(
+            0 < self.validation_share < 1,
+            f"validation_share must be inside (0, 1), got {self.validation_share}",
+        )
         _check(self.sampling_noise > 0, f"sampling_noise must be positive: {self.sampling_noise}")
         _check(self.learning_rate > 0, f"learning_rate must be positive: {self.learning_rate}")
         _check(self.objective in OBJECTIVES, f"objective must be one of {OBJECTIVES}")

@@ -1,4 +1,4 @@
-"""The frozen image tower: any open_clip or timm model, read at one of its blocks.
+"""The frozen image tower: any open_clip or timm model, by name or folder, read at a block of it.
 
 Patch features of the penultimate block are the default: with class-token pooling the last block's
 patch outputs get no gradient from CLIP's loss. The class token is dropped, and the tower stops at
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from schemas.errors import ArtifactError
 from tokenizer.artifact import EncoderSpec
 from tokenizer.config import EncoderConfig, PreprocessConfig
-from tokenizer.weights import tensors_digest
+from tokenizer.weights import Arrays, check_shapes, read_tensors, tensors_digest
 
 BUILTIN, LOCAL, HUB, TIMM = "builtin:", "local-dir:", "hf-hub:", "timm:"
 RANDOM = "random"
+OPEN_CLIP_FILE, TIMM_FILE = "open_clip_config.json", "config.json"
+"""What says the architecture in a folder of either library."""
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -34,17 +36,22 @@ def encoder_folder(model: str, *, base: Path | None = None) -> Path | None:
         base: what relative `local-dir:` paths start from; None for the working directory.
 
     Raises:
-        ArtifactError: the folder is missing or is not an open_clip folder with safetensors.
+        ArtifactError: the folder is missing, or lacks its definition or safetensors.
     """
+    definition = OPEN_CLIP_FILE
     if model.startswith(BUILTIN):
         folder = _ASSETS / model.removeprefix(BUILTIN)
     elif model.startswith(LOCAL):
         folder = (base or Path()) / model.removeprefix(LOCAL)
+    elif model.startswith(TIMM + LOCAL):
+        definition = TIMM_FILE
+        folder = (base or Path()) / model.removeprefix(TIMM + LOCAL)
     else:
         return None
-    if not (folder / "open_clip_config.json").is_file():
+    if not (folder / definition).is_file():
+        library = "open_clip" if definition == OPEN_CLIP_FILE else "timm"
         raise ArtifactError(
-            f"encoder {model}: no open_clip_config.json in {folder}; give a folder in open_clip's "
+            f"encoder {model}: no {definition} in {folder}; give a folder in {library}'s "
             "layout (a relative path starts at the artifact, or where the command was started)"
         )
     if not any(folder.glob("*.safetensors")):
@@ -53,6 +60,11 @@ def encoder_folder(model: str, *, base: Path | None = None) -> Path | None:
             "loaded, convert them first"
         )
     return folder
+
+
+def folder_reference(model: str, path: str) -> str:
+    """The name of an encoder that lies at `path` in the same layout as `model`'s folder."""
+    return f"{TIMM}{LOCAL}{path}" if model.startswith(TIMM) else f"{LOCAL}{path}"
 
 
 class Encoder(nn.Module):
@@ -87,7 +99,12 @@ class Encoder(nn.Module):
 
     @classmethod
     def load(
-        cls, config: EncoderConfig, *, base: Path | None = None, expected: str | None = None
+        cls,
+        config: EncoderConfig,
+        *,
+        base: Path | None = None,
+        expected: str | None = None,
+        preprocess: PreprocessConfig | None = None,
     ) -> "Encoder":
         """Builds the tower and loads its weights.
 
@@ -95,24 +112,47 @@ class Encoder(nn.Module):
             config: which model, weights and layer.
             base: what relative `local-dir:` paths start from.
             expected: the weight digest it must have.
+            preprocess: the preprocessing it is used with, which must be its own but for what an
+                encoder does not say (orientation); None for its own.
 
         Raises:
-            ArtifactError: it cannot be found or loaded, or its weights are others than expected.
+            ArtifactError: it cannot be found or loaded, or its weights or its preprocessing are
+                others than expected.
         """
-        if config.model.startswith(TIMM):
-            encoder = _load_timm(config)
-        else:
-            encoder = _load_open_clip(config, folder=encoder_folder(config.model, base=base))
+        folder = encoder_folder(config.model, base=base)
+        load = _load_timm if config.model.startswith(TIMM) else _load_open_clip
+        encoder = load(config, folder=folder)
         if expected is not None and encoder.spec.digest != expected:
             raise ArtifactError(
                 f"encoder {config.model}: its weights ({encoder.spec.digest[:16]}) are not those "
                 f"this tokenizer was trained on ({expected[:16]}); restore the original encoder"
             )
+        if preprocess is not None:
+            encoder.use_preprocess(preprocess)
         return encoder
+
+    def use_preprocess(self, preprocess: PreprocessConfig) -> None:
+        """Takes over a recorded preprocessing.
+
+        Raises:
+            ArtifactError: it has another size, mean or deviation than this encoder.
+        """
+        for name in ("image_size", "mean", "deviation"):
+            own, given = getattr(self.preprocess, name), getattr(preprocess, name)
+            if own != given:
+                raise ArtifactError(
+                    f"encoder {self.config.model}: preprocess.{name} is recorded as {given}, but "
+                    f"this encoder has {own}; restore the original encoder, or train again"
+                )
+        self.preprocess = preprocess
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) float32 to (B, N, D) patch features in raster order, float32."""
+        return self.look(pixels)
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """`forward` with a gradient to the pixels: how a drawn picture is judged."""
         found = self.tower.forward_intermediates(  # type: ignore[operator]
             pixels,
             indices=[self.config.feature_layer],
@@ -177,11 +217,10 @@ def _architecture(definition: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _load_timm(config: EncoderConfig) -> Encoder:
+def _load_timm(config: EncoderConfig, *, folder: Path | None) -> Encoder:
     import timm
     from timm.data.config import resolve_model_data_config
 
-    name = config.model.removeprefix(TIMM)
     random = config.pretrained == RANDOM
     options: dict[str, Any] = {}
     if config.image_size is not None:
@@ -189,19 +228,51 @@ def _load_timm(config: EncoderConfig) -> Encoder:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = timm.create_model(name, pretrained=not random, num_classes=0, **options)
+            if folder is None:
+                name = config.model.removeprefix(TIMM)
+                architecture: dict[str, Any] = {"name": name}
+                model = timm.create_model(name, pretrained=not random, num_classes=0, **options)
+            else:
+                architecture = _timm_definition(folder)
+                model = timm.create_model(f"{LOCAL}{folder}", pretrained=False, **options)
         data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"encoder {config.model} cannot be loaded: {error}; check the name and the network"
+            f"encoder {config.model} cannot be loaded: {error}; check the name, the network or the "
+            "folder"
         ) from error
+    if folder is not None and not random:
+        _fill(model, _folder_weights(config.model, folder), url=config.model)
     size = config.image_size or data["input_size"][1:]
     return Encoder(
         model,
         config=config,
-        architecture={"library": "timm", "name": name},
+        architecture={"library": "timm", **architecture},
         preprocess=_preprocess(config, size, data["mean"], data["std"]),
     )
+
+
+def _timm_definition(folder: Path) -> dict[str, Any]:
+    """What a timm folder says of its architecture, without paths."""
+    definition = json.loads((folder / TIMM_FILE).read_text(encoding="utf-8"))
+    return {"name": definition["architecture"], "options": definition.get("model_args", {})}
+
+
+def _folder_weights(model: str, folder: Path) -> Arrays:
+    """The weights of a timm folder, which holds one file of them."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if len(paths) > 1:
+        raise ArtifactError(
+            f"encoder {model}: {len(paths)} .safetensors files in {folder}; leave one of them there"
+        )
+    return read_tensors(paths[0], url=model)
+
+
+def _fill(module: nn.Module, arrays: Arrays, *, url: str) -> None:
+    """Loads weights by name. timm's own loader is lenient where a classifier has another size."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    check_shapes(arrays, shapes=wanted, url=url)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _preprocess(config: EncoderConfig, size: Any, mean: Any, deviation: Any) -> PreprocessConfig:

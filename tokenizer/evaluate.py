@@ -1,14 +1,16 @@
 """How good is a tokenizer: measured always the same way, as JSON and as a table.
 
-Reconstruction is given beside what a mean would reach, because raw cosine alone misleads: objects
-were gone at 0.72. Deployed figures are rebuilt from the very codes that would be stored. It takes
-about four passes of the tokenizer over the images (encode, rebuild, and two agreement checks).
+Everything stands beside what a mean would reach, because a figure alone misleads: features share a
+large common part, so the raw cosine of a mean is high already, and objects were gone at 0.72.
+Deployed figures are rebuilt from the very codes that would be stored. It takes about four passes of
+the tokenizer over the images (encode, rebuild, and two agreement checks), and of 256 images two
+more of the encoder for the pictures.
 
-M images measured, N patches an image, E encoder width.
+M images measured, N patches an image, K codes, E encoder width, S pixels a side.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +27,25 @@ from tokenizer.features import spread_indices
 from tokenizer.losses import patch_errors
 from tokenizer.merger import Rows
 from tokenizer.metrics import usage_of
-from tokenizer.preprocess import decode_image
+from tokenizer.pictures import CodeDrawer
+from tokenizer.preprocess import decode_image, decode_images, normalize_pixels
 from tokenizer.tokenize import DynamicTokenizer
 
 LARGEST_GAP = 0.01
 """Centred cosine that the deployed rule may lose against sampling before it counts as a failure."""
+LEAST_USAGE = 0.9
+"""Share of codes in use. Below it the codebook has begun to collapse, whatever the loss says."""
+ENOUGH_VECTORS = 20
+"""Vectors a code from which unused codes are no accident: an evenly used one is then missed with a
+chance of e^-20, one used a tenth as often with e^-2."""
+LEAST_BATCH_AGREEMENT = 0.999
+"""Of codes between two batch shapes. They differ by the rounding of float32, which reaches a code
+only where two are equally near."""
+LEAST_BFLOAT16_AGREEMENT = 0.97
+"""Of codes. bfloat16 distances alone change up to 3 %; the codebook's are float32 everywhere, so
+that less says that the head is not robust: its vectors lie between the codes."""
 _NUM_AGREEMENT = 256
+_NUM_PICTURES = 256
 _NUM_BINS = 16
 
 Codes = tuple[NDArray[np.bool_], NDArray[np.int64]]
@@ -48,8 +63,9 @@ def evaluate(
         max_images: at most so many, evenly spread, are measured.
 
     Returns:
-        JSON values: `artifact`, `num_images`, `reconstruction`, `codebook`, `keep_share`, `words`,
-        `length_correlation`, `retrieval`, `agreement`, `speed`, `failures` (a list of sentences).
+        JSON values: `artifact`, `num_images`, `reconstruction` and `retrieval` (None without a
+        decoder), `pictures` (None without a pixel decoder), `codebook`, `keep_share`, `words`,
+        `bits`, `length_correlation`, `agreement`, `speed`, `failures` (a list of sentences).
 
     Raises:
         ArtifactError: the artifact does not load.
@@ -65,14 +81,21 @@ def evaluate(
     keep_mask, codes = tokenizer.encode_codes(chosen)
     seconds = time.perf_counter() - began
     sentences = write_sentences(keep_mask, codes, codebook_size=tokenizer.codebook_size)
-    reconstruction, retrieval = measure_reconstruction(tokenizer, chosen, keep_mask, codes)
+    can_rebuild = tokenizer.model.decoder is not None
+    reconstruction, retrieval = (
+        measure_reconstruction(tokenizer, chosen, keep_mask, codes) if can_rebuild else (None, None)
+    )
+    words = measure_words(sentences, keep_mask)
+    codebook = measure_codebook(codes, codebook_size=tokenizer.codebook_size)
     result = {
         "artifact": describe(tokenizer, url),
         "num_images": len(chosen),
         "reconstruction": reconstruction,
-        "codebook": measure_codebook(codes, codebook_size=tokenizer.codebook_size),
+        "pictures": measure_pictures(tokenizer, chosen, keep_mask, codes),
+        "codebook": codebook,
         "keep_share": spread(keep_mask.mean(axis=1)),
-        "words": measure_words(sentences, keep_mask),
+        "words": words,
+        "bits": measure_bits(tokenizer, words, codebook),
         "length_correlation": measure_correlation(tokenizer, chosen, keep_mask),
         "retrieval": retrieval,
         "agreement": measure_agreement(tokenizer, chosen, (keep_mask, codes)),
@@ -151,10 +174,11 @@ def measure_reconstruction(
                 generator=generator,
             )
             rebuilt = {
-                "deployed": _rebuild(model, mask, model.codebook.lookup(stored)),
-                "unquantized": _rebuild(model, mask, _vectors(model, features, mask)),
-                "sampled": _rebuild(
-                    model,
+                "deployed": model.rebuild(mask, model.codebook.lookup(stored)),
+                "unquantized": model.rebuild(
+                    mask, model.codebook.unquantized(_vectors(model, features, mask))
+                ),
+                "sampled": model.rebuild(
                     sampled,
                     model.codebook.lookup(model.codebook(_vectors(model, features, sampled))),
                 ),
@@ -196,13 +220,73 @@ def _vectors(model: Any, features: Tensor, mask: Tensor) -> Tensor:
     return vectors
 
 
-def _rebuild(model: Any, mask: Tensor, vectors: Tensor) -> Tensor:
-    """(B, N, E) features from a (B, N) mask and the (T, c) vectors of its kept patches."""
-    rows = Rows.tight(mask)
-    padded = vectors.new_zeros(*rows.kept.shape, vectors.shape[-1])
-    padded[rows.kept_valid] = vectors
-    rebuilt: Tensor = model.reconstruct(padded, places=rows.kept, valid=rows.kept_valid)
-    return rebuilt
+def measure_pictures(
+    tokenizer: DynamicTokenizer,
+    images: Sequence[bytes],
+    keep_mask: NDArray[np.bool_],
+    codes: NDArray[np.int64],
+) -> dict[str, Any] | None:
+    """What the codes draw beside the originals, and beside the mean of all pictures.
+
+    Args:
+        tokenizer: the tokenizer.
+        images: M encoded images, of which 256 are drawn.
+        keep_mask: (M, N) bool, as deployed.
+        codes: (T,) their codes.
+
+    Returns:
+        `num_images`, and for `drawn` and `mean_picture`: `l1` in grey levels, `psnr` in dB (mean
+        over pictures) and `cosine` of centred features (what the encoder sees in it). None without
+        a pixel decoder.
+    """
+    model, preprocess = tokenizer.model, tokenizer.encoder.preprocess
+    if model.pixels is None:
+        return None
+    chosen = spread_indices(len(images), limit=_NUM_PICTURES).numpy()
+    originals = decode_images(
+        [images[index] for index in chosen],
+        image_size=preprocess.image_size,
+        orientation=preprocess.orientation,
+    )
+    bounds = np.concatenate([[0], np.cumsum(keep_mask.sum(axis=1))])
+    drawn_codes = np.concatenate([codes[bounds[index] : bounds[index + 1]] for index in chosen])
+    mean = originals.mean(axis=0).round().astype(np.uint8)
+    with tokenizer.fixed_environment():
+        drawn = CodeDrawer(model, preprocess).draw(keep_mask[chosen], drawn_codes)
+        return {
+            "num_images": len(chosen),
+            "drawn": _compare_pictures(tokenizer, drawn, originals),
+            "mean_picture": _compare_pictures(
+                tokenizer, np.broadcast_to(mean, originals.shape), originals
+            ),
+        }
+
+
+def _compare_pictures(
+    tokenizer: DynamicTokenizer, drawn: NDArray[np.uint8], originals: NDArray[np.uint8]
+) -> dict[str, float]:
+    """Grey levels, dB and cosine between (M, S, S, 3) pictures."""
+    difference = np.abs(drawn.astype(np.float32) - originals.astype(np.float32))
+    squares = np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64)
+    # Of what is rounded to whole grey levels, a twelfth is the least that says anything.
+    decibels = 10 * np.log10(255.0**2 / np.maximum(squares, 1 / 12))
+    errors = []
+    for first in range(0, len(drawn), tokenizer.execution.batch_size):
+        chunk = slice(first, first + tokenizer.execution.batch_size)
+        pixels = (
+            normalize_pixels(pictures[chunk], config=tokenizer.encoder.preprocess)
+            for pictures in (drawn, originals)
+        )
+        found, wanted = (
+            tokenizer.model.standardize(tokenizer.encoder(part.to(tokenizer.execution.device)))
+            for part in pixels
+        )
+        errors.append(patch_errors(found, wanted).double().cpu())
+    return {
+        "l1": float(difference.mean(dtype=np.float64)),
+        "psnr": float(decibels.mean()),
+        "cosine": 1.0 - float(torch.cat(errors).mean()),
+    }
 
 
 def measure_retrieval(rebuilt: Tensor, features: Tensor) -> dict[str, Any]:
@@ -220,8 +304,9 @@ def measure_retrieval(rebuilt: Tensor, features: Tensor) -> dict[str, Any]:
 
 
 def measure_codebook(codes: NDArray[np.int64], *, codebook_size: int) -> dict[str, float]:
-    """Usage and perplexity over all measured images."""
-    return usage_of(torch.from_numpy(np.bincount(codes, minlength=codebook_size)))
+    """Usage and perplexity over all measured images, and how much they had to go by."""
+    used = usage_of(torch.from_numpy(np.bincount(codes, minlength=codebook_size)))
+    return used | {"vectors_per_code": len(codes) / codebook_size}
 
 
 def measure_words(sentences: Ragged, keep_mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -233,6 +318,28 @@ def measure_words(sentences: Ragged, keep_mask: NDArray[np.bool_]) -> dict[str, 
         "places": sentences.lengths - num_codes,
     }
     return {name: spread(values) | histogram(values) for name, values in counts.items()}
+
+
+def measure_bits(
+    tokenizer: DynamicTokenizer, words: dict[str, Any], codebook: dict[str, float]
+) -> dict[str, float]:
+    """What a picture takes in bits: even words, and words at the codes' own frequencies.
+
+    Returns:
+        `mean`: log2(N + K) for every word. `entropy_coded`: log2 of the codebook's perplexity for a
+        code word, and log2(N) for a place word. `per_pixel`: the mean over the S x S pixels.
+    """
+    num_patches = tokenizer.model.num_patches
+    num_words, num_codes = words["all"]["mean"], words["codes"]["mean"]
+    mean = num_words * np.log2(num_patches + tokenizer.codebook_size)
+    code_bits = np.log2(max(1.0, codebook["codebook_perplexity"]))
+    coded = num_codes * code_bits + words["places"]["mean"] * np.log2(num_patches)
+    size = tokenizer.encoder.preprocess.image_size
+    return {
+        "mean": float(mean),
+        "entropy_coded": float(coded),
+        "per_pixel": float(mean) / (size * size),
+    }
 
 
 def spread(values: NDArray[Any]) -> dict[str, float]:
@@ -253,10 +360,11 @@ def measure_correlation(
     tokenizer: DynamicTokenizer, images: Sequence[bytes], keep_mask: NDArray[np.bool_]
 ) -> dict[str, float | None]:
     """Rank correlation of kept patches with what is to be seen; None where either is constant."""
-    size = tokenizer.encoder.preprocess.image_size
+    preprocess = tokenizer.encoder.preprocess
+    size, orientation = preprocess.image_size, preprocess.orientation
     edges, sizes = np.zeros(len(images)), np.zeros(len(images))
     for index, data in enumerate(images):
-        pixels = decode_image(data, image_size=size, index=index)
+        pixels = decode_image(data, image_size=size, index=index, orientation=orientation)
         edges[index], sizes[index] = edge_density(pixels), jpeg_bytes(pixels)
     lengths = keep_mask.sum(axis=1)
     return {
@@ -303,11 +411,62 @@ def compare_codes(left: Codes, right: Codes) -> dict[str, float]:
 
 
 def find_failures(result: dict[str, Any]) -> list[str]:
-    """What is plainly wrong, in sentences."""
-    gap = result["reconstruction"]["sampled_less_deployed"]
+    """What is plainly wrong, in sentences that say what to do."""
+    found: list[str] = []
+    if result["reconstruction"] is not None:
+        found += _reconstruction_failures(result["reconstruction"])
+    if result["pictures"] is not None:
+        found += _picture_failures(result["pictures"])
+    found += _codebook_failures(result["codebook"])
+    found += _agreement_failures(result["agreement"])
+    return found
+
+
+def _reconstruction_failures(found: dict[str, Any]) -> Iterator[str]:
+    gap = found["sampled_less_deployed"]
     if gap > LARGEST_GAP:
-        return [
+        yield (
             f"the deployed rule loses {gap:.3f} of centred cosine against sampling (at most "
             f"{LARGEST_GAP}): train longer under the deployed rule"
-        ]
-    return []
+        )
+    deployed, mean = (found["centred"][name]["all"] for name in ("deployed", "place_mean"))
+    if deployed <= mean:
+        yield (
+            f"codes rebuild features no better ({deployed:.3f}) than the mean of each place does "
+            f"({mean:.3f}): they say nothing of the picture; train longer, or with more codes"
+        )
+
+
+def _picture_failures(found: dict[str, Any]) -> Iterator[str]:
+    drawn, mean = found["drawn"], found["mean_picture"]
+    if drawn["l1"] >= mean["l1"] or drawn["cosine"] <= mean["cosine"]:
+        yield (
+            f"pictures drawn from codes ({drawn['l1']:.1f} grey levels off, cosine "
+            f"{drawn['cosine']:.3f}) are no nearer than the mean picture ({mean['l1']:.1f}, "
+            f"{mean['cosine']:.3f}): train the pixel decoder longer"
+        )
+
+
+def _codebook_failures(found: dict[str, float]) -> Iterator[str]:
+    usage, vectors = found["codebook_usage"], found["vectors_per_code"]
+    if vectors >= ENOUGH_VECTORS and usage < LEAST_USAGE:
+        yield (
+            f"{usage:.1%} of the codes are in use on {vectors:.0f} vectors a code (at least "
+            f"{LEAST_USAGE:.0%}): train with fewer codes, or with a higher dead_code_share"
+        )
+
+
+def _agreement_failures(found: dict[str, Any]) -> Iterator[str]:
+    shape = found["batch_shape"]["codes"]
+    if shape < LEAST_BATCH_AGREEMENT:
+        yield (
+            f"{1 - shape:.2%} of codes differ between two batch shapes (at most "
+            f"{1 - LEAST_BATCH_AGREEMENT:.1%}): keep device, torch and batch size as they were, or "
+            "encode the whole corpus anew"
+        )
+    half = found["bfloat16"]["codes"]
+    if half < LEAST_BFLOAT16_AGREEMENT:
+        yield (
+            f"{1 - half:.1%} of codes differ in bfloat16 (at most "
+            f"{1 - LEAST_BFLOAT16_AGREEMENT:.0%}): encode in float32"
+        )

@@ -3,19 +3,22 @@
 `error`: keep where logit + logistic noise exceeds a running (1 - rho) quantile of exactly that,
 so the kept share is rho whatever the scores do (a penalty in its place let it drift from .09 to
 .41). The quantile lags a changing selector by about 20 steps. `gumbel`: the paper's straight-
-through Bernoulli sampling, where a penalty in the loss holds the share.
+through Bernoulli sampling, where a penalty in the loss holds the share. Ranks draw the noise of
+the whole batch, each takes its rows, and what is measured is measured over all of them.
 
-B images, N patches an image.
+B images of this rank, N patches an image.
 """
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenizer.config import DecisionConfig, TrainConfig
 from tokenizer.decision import keep_probability, top_patches
+from tokenizer.ranks import ALONE, Ranks
 
 _RUNNING = 0.3
 """Weight of a new batch in running quantile, mean and deviation."""
@@ -26,47 +29,62 @@ _SMALLEST_ERROR = 1e-4
 class LengthControl:
     """Samples keep masks in training, and calibrates the rule that is deployed."""
 
-    def __init__(self, config: TrainConfig, decision: DecisionConfig) -> None:
+    def __init__(
+        self, config: TrainConfig, decision: DecisionConfig, *, ranks: Ranks = ALONE
+    ) -> None:
         self.config = config
         self.decision = decision
+        self.ranks = ranks
         # A start brings the offset its sampling ended with.
         self.offset: float | None = decision.offset or None
         self._log_error: tuple[float, float] | None = None
 
-    def sample(self, logits: Tensor) -> Tensor:
-        """(B, N) keep logits to a sampled (B, N) bool mask, moving the running quantile."""
-        noisy = logits.detach() + logistic_noise(logits)
+    def sample(self, logits: Tensor, *, total: int | None = None) -> Tensor:
+        """(B, N) keep logits to a sampled (B, N) bool mask, moving the running quantile.
+
+        `total` is the number of images over all ranks; None for B.
+        """
+        total = len(logits) if total is None else total
+        noisy = logits.detach() + self._noise(logits, total)
         if self.decision.rule == "fixed":
             counts = torch.full((len(logits),), self.decision.num_kept, device=logits.device)
             return top_patches(noisy, counts)
-        found = float(torch.quantile(noisy.flatten(), 1.0 - self.config.keep_share))
+        everybody = self.ranks.gather(noisy, total=total)
+        found = float(torch.quantile(everybody.flatten(), 1.0 - self.config.keep_share))
         if self.offset is None:
             self.offset = found
         self.offset += _RUNNING * (found - self.offset)
         return at_least_one(noisy > self.offset, noisy)
 
-    def sample_gate(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_gate(self, logits: Tensor, *, total: int | None = None) -> tuple[Tensor, Tensor]:
         """A sampled mask, and the same as floats with straight-through gradients.
 
         Args:
             logits: (B, N) keep logits.
+            total: images over all ranks; None for B.
 
         Returns:
             (B, N) bool and (B, N) float32.
         """
-        noisy = logits + logistic_noise(logits)
+        noisy = logits + self._noise(logits, len(logits) if total is None else total)
         soft = torch.sigmoid(noisy)  # a two-way Gumbel-softmax at temperature 1
         mask = at_least_one(noisy.detach() > 0, noisy.detach())
         return mask, mask.float() + soft - soft.detach()
 
-    def error_targets(self, errors: Tensor, *, dropped: Tensor) -> Tensor:
+    def _noise(self, logits: Tensor, total: int) -> Tensor:
+        """This rank's rows of the logistic noise that all ranks draw."""
+        noise = logistic_noise(logits.new_empty(total, *logits.shape[1:]))
+        return noise[self.ranks.part(total)]
+
+    def error_targets(self, errors: Tensor, *, dropped: Tensor, total: int | None = None) -> Tensor:
         """(B, N) reconstruction errors to standardised logs, by what is usual for dropped patches.
 
         Logs, because errors differ by factors; standardised by running figures, because they all
         shrink while the decoder learns.
         """
         logs = errors.detach().clamp(min=_SMALLEST_ERROR).log()
-        seen = logs[dropped]
+        total = len(errors) if total is None else total
+        seen = self.ranks.gather(logs, total=total)[self.ranks.gather(dropped, total=total)]
         if seen.numel() > 1:
             mean, deviation = float(seen.mean()), float(seen.std())
             old_mean, old_deviation = self._log_error or (mean, deviation)
@@ -76,6 +94,14 @@ class LengthControl:
             )
         mean, deviation = self._log_error or (0.0, 1.0)
         return (logs - mean) / max(deviation, 1e-3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What runs from step to step."""
+        return {"offset": self.offset, "log_error": self._log_error}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where `state_dict` was taken."""
+        self.offset, self._log_error = state["offset"], state["log_error"]
 
     def scores(self, logits: Tensor) -> Tensor:
         """(B, N) keep logits in units of the standardised log error."""

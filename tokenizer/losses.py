@@ -26,13 +26,13 @@ def commitment_loss(vectors: Tensor, codes: Tensor) -> Tensor:
     return 1.0 - (vectors * codes.detach()).sum(dim=-1).mean()
 
 
-def ratio_loss(gate: Tensor, *, keep_share: float) -> Tensor:
-    """(rho - batch mean keep)^2 of a (B, N) straight-through mask.
+def ratio_loss(mean_keep: Tensor, *, keep_share: float) -> Tensor:
+    """(rho - batch mean keep)^2 of the mean of a straight-through mask.
 
     Over the batch and never per image: per image it would push every image to the same length.
     LaVIT, arXiv 2309.04669, equation 4.
     """
-    return (keep_share - gate.mean()).square()
+    return (keep_share - mean_keep).square()
 
 
 def error_regression_loss(scores: Tensor, targets: Tensor, *, dropped: Tensor) -> Tensor:

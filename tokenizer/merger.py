@@ -4,7 +4,7 @@ Blocks of causal self-attention over kept tokens in raster order, cross-attentio
 to dropped ones, and an MLP. The query stream starts from the features themselves; keys and values
 of the cross-attention come from one layer-normed copy. Only kept rows are computed when deployed:
 the dense form spends 61 % of its work on rows that are thrown away, and exists for the selector's
-gradient.
+gradient and for `leaky` masking, where a kept row depends on what every other row has become.
 
 B images, N patches an image, R kept rows (padded), M dropped rows (padded), D width.
 """
@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from tokenizer.attention import Block
+from tokenizer.attention import OFFICIAL_LEAK, Block
 from tokenizer.config import HeadConfig
 
 
@@ -62,6 +62,11 @@ class Rows:
             num_dropped=max(1, num_patches - int(counts.min())),
         )
 
+    def keep_mask(self, num_patches: int) -> Tensor:
+        """(B, N) bool: the keep mask that these rows were made of."""
+        mask = torch.zeros(len(self.kept), num_patches, dtype=torch.bool, device=self.kept.device)
+        return mask.scatter(1, self.kept, self.kept_valid)
+
 
 def take_rows(rows: Tensor, places: Tensor) -> Tensor:
     """(B, N, D) and (B, R) places to (B, R, D)."""
@@ -82,14 +87,20 @@ class PlaceEmbedding(nn.Module):
 
 
 class Merger(nn.Module):
-    """Folds dropped patches into kept ones (LaVIT's causal encoder, with a strict mask)."""
+    """Folds dropped patches into kept ones (LaVIT's causal encoder)."""
 
     def __init__(self, width: int, *, grid: int, config: HeadConfig) -> None:
         super().__init__()
+        self.leaky = config.masking == "leaky"
         self.places = PlaceEmbedding(grid, width) if config.positions == "2d" else None
         self.norm_source = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads=config.num_heads, mlp_width=config.mlp_width)
+            Block(
+                width,
+                num_heads=config.num_heads,
+                mlp_width=config.mlp_width,
+                leak=OFFICIAL_LEAK if self.leaky else 0.0,
+            )
             for _ in range(config.merger_blocks)
         )
         self.norm = nn.LayerNorm(width)
@@ -104,6 +115,9 @@ class Merger(nn.Module):
         Returns:
             (B, R, D); padding rows hold numbers without meaning.
         """
+        if self.leaky:
+            mask = rows.keep_mask(features.shape[1])
+            return take_rows(self.forward_dense(features, mask), rows.kept)
         stream, source = self._streams(features)
         stream, source = take_rows(stream, rows.kept), take_rows(source, rows.dropped)
         num_rows = stream.shape[1]

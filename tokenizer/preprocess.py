@@ -33,13 +33,16 @@ _DECODE_ERRORS = (
 )
 
 
-def decode_image(data: bytes, *, image_size: int, index: int) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, *, image_size: int, index: int, orientation: str = "exif"
+) -> NDArray[np.uint8]:
     """One image as (image_size, image_size, 3) uint8 RGB.
 
     Args:
-        data: an encoded image (JPEG, PNG, WebP, ...); EXIF orientation is applied.
+        data: an encoded image (JPEG, PNG, WebP, ...).
         image_size: pixels a side, S.
         index: its place in the call, for the message.
+        orientation: as in `PreprocessConfig`.
 
     Raises:
         CorruptShardError: the bytes do not decode.
@@ -48,7 +51,7 @@ def decode_image(data: bytes, *, image_size: int, index: int) -> NDArray[np.uint
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image) if orientation == "exif" else image
             rgb = upright.convert("RGB")
         size = (image_size, image_size)
         # Pillow's bicubic widens its kernel when it shrinks: that is the antialiasing.
@@ -61,12 +64,14 @@ def decode_image(data: bytes, *, image_size: int, index: int) -> NDArray[np.uint
 
 
 def decode_images(
-    images: Sequence[bytes], *, image_size: int, first_index: int = 0
+    images: Sequence[bytes], *, image_size: int, first_index: int = 0, orientation: str = "exif"
 ) -> NDArray[np.uint8]:
     """(B, S, S, 3) uint8 RGB of B encoded images. See `decode_image`."""
     pixels = np.empty((len(images), image_size, image_size, 3), np.uint8)
     for row, data in enumerate(images):
-        pixels[row] = decode_image(data, image_size=image_size, index=first_index + row)
+        pixels[row] = decode_image(
+            data, image_size=image_size, index=first_index + row, orientation=orientation
+        )
     return pixels
 
 
@@ -98,7 +103,12 @@ def preprocess_images(
     device: torch.device | None = None,
 ) -> Tensor:
     """(B, 3, S, S) float32 of B encoded images, ready for the encoder, on `device` (the CPU)."""
-    pixels = decode_images(images, image_size=config.image_size, first_index=first_index)
+    pixels = decode_images(
+        images,
+        image_size=config.image_size,
+        first_index=first_index,
+        orientation=config.orientation,
+    )
     if device is None or device.type == "cpu":
         return normalize_pixels(pixels, config=config)
     return normalize_on_device(pixels, config=config, device=device)

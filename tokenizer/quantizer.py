@@ -4,7 +4,8 @@
 code got, by `vector-quantize-pytorch`, with restarts of dead codes. Counts are seeded with the
 sums, scaled to one batch: counts of a million vectors would hold the codebook still for 700
 steps, and no counts collapse it at the second. `simvq`: frozen centroids under a trained linear
-map. Only kept vectors come in here, so dropped rows move nothing.
+map. `fsq`: a grid, where there is nothing to learn. Only kept vectors come in here, so dropped rows
+move nothing. With several ranks all see the vectors of all, and hold the same codebook.
 
 T vectors, K codes, c code dimension.
 """
@@ -17,33 +18,57 @@ from torch import Tensor, nn
 
 from tokenizer.codebook import nearest_codes
 from tokenizer.config import TrainConfig
+from tokenizer.kmeans import random_rows, spherical_kmeans
 from tokenizer.losses import commitment_loss
+from tokenizer.ranks import ALONE, Ranks, SpreadRows
 
 _RESTART_LIFE = 3.0
 """A restarted code gets this multiple of the dead-code bound: about 110 steps at decay 0.99 to be
 found useful. At exactly the bound it would be restarted again at the next step."""
-_CHUNK = 16384
 
 
 class Quantizer(nn.Module):
-    """Quantizes unit vectors with straight-through gradients, and learns the codebook."""
+    """Quantizes vectors with straight-through gradients, and learns the codebook."""
 
     def __init__(
-        self, config: TrainConfig, *, codebook_size: int, code_dim: int, vectors_per_step: float
+        self,
+        config: TrainConfig,
+        *,
+        codebook_size: int,
+        code_dim: int,
+        vectors_per_step: float,
+        levels: tuple[int, ...] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`vectors_per_step` is the expected number of kept vectors, for the dead-code bound."""
+        """A codebook without meaning, until `start` or `resume`.
+
+        Args:
+            config: which quantizer.
+            codebook_size: K.
+            code_dim: c.
+            vectors_per_step: expected kept vectors over all ranks, for the dead-code bound.
+            levels: of `fsq`.
+            ranks: whose vectors the codebook follows.
+        """
         super().__init__()
         self.config = config
         self.codebook_size = codebook_size
         self.vectors_per_step = vectors_per_step
+        self.ranks = ranks
         self.moving: Any = None
         self.map: nn.Linear | None = None
-        if config.quantizer == "ema":
+        self.grid: Any = None
+        if config.quantizer == "fsq":
+            from vector_quantize_pytorch import FSQ
+
+            self.grid = FSQ(list(levels))
+        elif config.quantizer == "ema":
             self.moving = _moving_averages(
                 config,
                 codebook_size=codebook_size,
                 code_dim=code_dim,
                 dead_below=config.dead_code_share * vectors_per_step / codebook_size,
+                ranks=ranks,
             )
         else:
             self.register_buffer("basis", torch.zeros(codebook_size, code_dim))
@@ -52,16 +77,24 @@ class Quantizer(nn.Module):
     basis: Tensor
 
     @property
+    def learns(self) -> bool:
+        """Whether there is a codebook to start and to learn: not for `fsq`."""
+        return self.grid is None
+
+    @property
     def vectors(self) -> Tensor:
-        """(K, c) unit code vectors."""
+        """(K, c) unit code vectors; grid points for `fsq`."""
+        if self.grid is not None:
+            points: Tensor = self.grid.implicit_codebook
+            return points
         if self.map is not None:
             return functional.normalize(self.map(self.basis), dim=-1)
         embed: Tensor = self.moving.codebook
         return embed
 
     @torch.no_grad()
-    def start(self, vectors: Tensor, *, anew: bool = True) -> None:
-        """Fits the codebook to (T, c) unit vectors by k-means.
+    def start(self, vectors: SpreadRows, *, anew: bool = True) -> None:
+        """Fits the codebook to (T, c) unit vectors of all ranks by k-means.
 
         From random vectors, or from the codes there are (not `anew`): they then keep their numbers,
         and only those that nothing is near to move away.
@@ -91,15 +124,18 @@ class Quantizer(nn.Module):
         """Codes of kept vectors.
 
         Args:
-            vectors: (T, c) unit vectors of kept patches.
+            vectors: (T, c) unit vectors of this rank's kept patches (any length for `fsq`).
             learn: whether the codebook moves.
 
         Returns:
-            (T, c) code vectors with straight-through gradients, (T,) int64 codes, and the loss:
-            commitment, and for `simvq` also what trains the map.
+            (T, c) code vectors with straight-through gradients, (T,) int64 codes, and the loss, a
+            mean over these vectors: commitment, and for `simvq` also what trains the map.
         """
         with torch.autocast(device_type=vectors.device.type, enabled=False):
             vectors = vectors.float()
+            if self.grid is not None:
+                quantized, codes = self.grid(vectors[None])
+                return quantized[0], codes[0].long(), vectors.new_zeros(())
             # Moving averages change in place below: keep the codebook this step has used.
             codebook = self.vectors if self.map is not None else self.vectors.clone()
             codes = nearest_codes(vectors.detach(), codebook.detach())
@@ -112,7 +148,11 @@ class Quantizer(nn.Module):
             return vectors + (chosen - vectors).detach(), codes, loss
 
     def lookup(self, vectors: Tensor) -> Tensor:
-        """(..., c) unit vectors to code vectors with straight-through gradients; learns nothing."""
+        """(B, N, c) vectors to code vectors with straight-through gradients; learns nothing."""
+        if self.grid is not None:
+            with torch.autocast(device_type=vectors.device.type, enabled=False):
+                points: Tensor = self.grid(vectors.float())[0]
+                return points
         codebook = self.vectors.detach().clone()
         chosen = codebook[nearest_codes(vectors.detach(), codebook)]
         return vectors + (chosen - vectors).detach()
@@ -124,7 +164,7 @@ class Quantizer(nn.Module):
 
 
 def _moving_averages(
-    config: TrainConfig, *, codebook_size: int, code_dim: int, dead_below: float
+    config: TrainConfig, *, codebook_size: int, code_dim: int, dead_below: float, ranks: Ranks
 ) -> Any:
     from vector_quantize_pytorch import VectorQuantize
 
@@ -137,46 +177,13 @@ def _moving_averages(
         commitment_weight=0.0,
         rotation_trick=False,
     )
+    state = moving._codebook
     # Not reachable through the constructor.
-    moving._codebook.reset_cluster_size = dead_below * _RESTART_LIFE
+    state.reset_cluster_size = dead_below * _RESTART_LIFE
+    if ranks.size > 1:
+        # Not the library's own: it draws on every rank for itself, and generators part ways.
+        state.all_reduce_fn = ranks.sum_
+        state.replace_sample_fn = lambda vectors, count: random_rows(
+            SpreadRows(vectors[0], ranks=ranks), count
+        )[None]
     return moving.train()
-
-
-@torch.no_grad()
-def spherical_kmeans(
-    vectors: Tensor, *, num_codes: int, num_iterations: int, start: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cosine k-means, in chunks so that a million vectors against 16,384 codes fit in memory.
-
-    Args:
-        vectors: (T, c) unit vectors.
-        num_codes: K.
-        num_iterations: rounds of assigning and averaging.
-        start: (K, c) unit vectors to begin with; None draws them from `vectors`.
-
-    Returns:
-        (K, c) unit centroids and (K,) float counts. A centroid that nobody is nearest to moves to a
-        random vector.
-    """
-    centroids = _random_rows(vectors, num_codes) if start is None else start.clone()
-    counts = torch.zeros(num_codes, device=vectors.device)
-    for _ in range(max(1, num_iterations)):
-        sums = torch.zeros_like(centroids)
-        counts = torch.zeros(num_codes, device=vectors.device)
-        for chunk in torch.split(vectors, _CHUNK):
-            nearest = nearest_codes(chunk, centroids)
-            sums.index_add_(0, nearest, chunk)
-            counts += torch.bincount(nearest, minlength=num_codes)
-        empty = counts == 0
-        centroids = functional.normalize(sums, dim=-1)
-        centroids[empty] = _random_rows(vectors, int(empty.sum()))
-    return centroids, counts
-
-
-def _random_rows(vectors: Tensor, count: int) -> Tensor:
-    """(count, c) rows drawn without repeats while there are enough, slightly moved after that."""
-    order = torch.randperm(len(vectors), device=vectors.device)
-    rows = vectors[order.repeat(-(-count // max(1, len(order))))[:count]]
-    if count > len(vectors):
-        rows = functional.normalize(rows + 0.01 * torch.randn_like(rows), dim=-1)
-    return rows

@@ -1,4 +1,8 @@
-"""The measurements of a tokenizer as a plain-text table, a line each, in a fixed order."""
+"""The measurements of a tokenizer as one plain-text table, a line each, in a fixed order.
+
+Raw cosines come last and with a warning: what all features have in common makes even the mean look
+good by them.
+"""
 
 from typing import Any
 
@@ -9,6 +13,7 @@ _NAMES = {
     "place_mean": "mean of the place",
     "mean_feature": "mean feature",
 }
+_PICTURES = {"drawn": "from codes", "mean_picture": "mean of all pictures"}
 
 
 def format_table(result: dict[str, Any]) -> str:
@@ -18,39 +23,57 @@ def format_table(result: dict[str, Any]) -> str:
         result: what `evaluate` returned.
 
     Returns:
-        Lines of at most 80 columns, ending in a newline.
+        Lines of at most 80 columns but for failures, ending in a newline.
     """
     artifact = result["artifact"]
     lines = [
         f"tokenizer {artifact['fingerprint'][:16]}   {result['num_images']} images   "
-        f"{artifact['num_patches']} patches   {artifact['codebook_size']} codes   "
-        f"rule {artifact['rule']}",
+        f"{artifact['num_patches']} patches   {artifact['codebook_size']} codes",
+        f"rule {artifact['rule']}   positions {artifact['positions']}",
         "",
-        f"{'cosine of rebuilt features':28}{'centred':>9}{'kept':>8}{'dropped':>9}{'raw':>8}",
         *_reconstruction(result["reconstruction"]),
-        f"{'sampled less deployed':28}{result['reconstruction']['sampled_less_deployed']:>9.3f}",
         "",
-        f"{'an image':28}{'mean':>9}{'p5':>8}{'p95':>9}",
+        *_pictures(result["pictures"]),
+        "",
+        f"{'an image':28}{'mean':>9}{'p5':>9}{'p95':>9}",
         *_spreads(result),
         "",
         *_singles(result),
+        *_raw(result["reconstruction"]),
     ]
     lines += [f"FAILURE: {failure}" for failure in result["failures"]]
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float | None, width: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
+def _number(value: float | None, *, digits: int = 3) -> str:
+    return f"{'-':>9}" if value is None else f"{value:>9.{digits}f}"
 
 
-def _reconstruction(found: dict[str, Any]) -> list[str]:
+def _reconstruction(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["no decoder: nothing can be rebuilt from codes, so reconstruction is not measured"]
+    parts = ("all", "kept", "dropped")
     return [
-        f"  {title:26}"
-        + _number(found["centred"][name]["all"], 9)
-        + _number(found["centred"][name]["kept"], 8)
-        + _number(found["centred"][name]["dropped"], 9)
-        + _number(found["raw"][name]["all"], 8)
-        for name, title in _NAMES.items()
+        f"{'centred cosine of features':28}" + "".join(f"{part:>9}" for part in parts),
+        *(
+            f"  {title:26}" + "".join(_number(found["centred"][name][part]) for part in parts)
+            for name, title in _NAMES.items()
+        ),
+        f"  {'sampled less deployed':26}{_number(found['sampled_less_deployed'])}",
+    ]
+
+
+def _pictures(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["no pixel decoder: no pictures can be drawn from codes"]
+    titles = f"{'grey off':>9}{'PSNR dB':>9}{'cosine':>9}"
+    return [
+        f"{'pictures, ' + str(found['num_images']) + ' drawn':28}{titles}",
+        *(
+            f"  {title:26}{_number(found[name]['l1'], digits=1)}"
+            f"{_number(found[name]['psnr'], digits=2)}{_number(found[name]['cosine'])}"
+            for name, title in _PICTURES.items()
+        ),
     ]
 
 
@@ -59,25 +82,47 @@ def _spreads(result: dict[str, Any]) -> list[str]:
     titles = {"all": "words", "codes": "code words", "places": "place words"}
     rows += [(title, result["words"][name], 1) for name, title in titles.items()]
     return [
-        f"  {title:26}{row['mean']:>9.{digits}f}{row['p5']:>8.{digits}f}{row['p95']:>9.{digits}f}"
+        f"  {title:26}" + "".join(_number(row[at], digits=digits) for at in ("mean", "p5", "p95"))
         for title, row, digits in rows
     ]
 
 
 def _singles(result: dict[str, Any]) -> list[str]:
-    codebook, retrieval = result["codebook"], result["retrieval"]
+    codebook, bits = result["codebook"], result["bits"]
     correlation, agreement = result["length_correlation"], result["agreement"]
+    retrieval = result["retrieval"]
     rows = [
-        ("codebook usage", _number(codebook["codebook_usage"], 9)),
-        ("codebook perplexity", f"{codebook['codebook_perplexity']:>9.1f}"),
-        ("length with edge density", _number(correlation["edge_density"], 9)),
-        ("length with JPEG bytes", _number(correlation["jpeg_bytes"], 9) + "   (noise too)"),
+        ("bits a picture", bits["mean"], 0, f"{bits['per_pixel']:.3f} a pixel"),
+        ("  at the codes' entropy", bits["entropy_coded"], 0, ""),
+        (
+            "codebook usage",
+            codebook["codebook_usage"],
+            3,
+            f"on {codebook['vectors_per_code']:.0f} vectors a code",
+        ),
+        ("codebook perplexity", codebook["codebook_perplexity"], 1, ""),
+        ("length with edge density", correlation["edge_density"], 3, "rank correlation"),
+        ("length with JPEG bytes", correlation["jpeg_bytes"], 3, "noise costs bytes too"),
         (
             "retrieval R@1",
-            _number(retrieval["recall_at_1"], 9) + f"   (chance {retrieval['chance']:.4f})",
+            None if retrieval is None else retrieval["recall_at_1"],
+            3,
+            "" if retrieval is None else f"chance {retrieval['chance']:.4f}",
         ),
-        ("same words, other batch", _number(agreement["batch_shape"]["images"], 9)),
-        ("same codes, bfloat16", _number(agreement["bfloat16"]["codes"], 9)),
-        ("images a second", f"{result['speed']['images_per_second']:>9.1f}"),
+        ("same codes, other batch", agreement["batch_shape"]["codes"], 4, ""),
+        ("same codes, bfloat16", agreement["bfloat16"]["codes"], 4, ""),
+        ("images a second", result["speed"]["images_per_second"], 1, ""),
     ]
-    return [f"{title:28}{value}" for title, value in rows]
+    return [
+        f"{title:28}{_number(value, digits=digits)}" + (f"   ({note})" if note else "")
+        for title, value, digits, note in rows
+    ]
+
+
+def _raw(found: dict[str, Any] | None) -> list[str]:
+    """Raw cosines, by which a mean looks good."""
+    if found is None:
+        return []
+    deployed, mean = (found["raw"][name]["all"] for name in ("deployed", "mean_feature"))
+    note = f"   (misleads: the mean feature has {mean:.3f})"
+    return [f"{'raw cosine, as deployed':28}{_number(deployed)}{note}"]

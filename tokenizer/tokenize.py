@@ -2,17 +2,17 @@
 
 An image's words must not depend on what else is in the call, so that a shard is the same whoever
 computed it. Matrix products differ with the number of rows, so every shape here is fixed: the
-encoder gets full batches (the last one padded), and the merger works in buckets of 32, 64, 96,
-... kept rows, each again a fixed batch. What it costs: a call with one image pays for
-`batch_size`. Rows do not see each other, and one thread is used however many cores there are;
-shape and threads are part of `numeric`, not of the fingerprint.
+encoder gets full batches (the last one padded), and the merger full batches of buckets by kept
+count. What it costs: a call with one image pays for `batch_size`. Images do not see each other, and
+one thread is used however many cores there are; shape and threads are part of `numeric`, not of the
+fingerprint. A head with `leaky` masking is computed in all its rows.
 
 B images a batch, N patches an image, R rows of a bucket, E encoder width, c code dimension.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,13 @@ from torch import Tensor
 
 from schemas.sentence import Ragged, write_sentences
 from tokenizer.artifact import Artifact
+from tokenizer.buckets import Buckets, BucketShape
 from tokenizer.config import PRECISIONS
 from tokenizer.decision import decide
 from tokenizer.encoder import Encoder
 from tokenizer.merger import Rows
 from tokenizer.model import TokenizerModel, load_model
 from tokenizer.preprocess import preprocess_images
-
-BUCKET_ROWS = 32
-"""Kept rows are padded to a multiple of this: at 94 of 256 kept, 8 % of rows are padding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +39,7 @@ class ExecutionConfig:
     precision: str = "float32"
     """`bfloat16` runs encoder, selector and merger under autocast; the codebook stays float32."""
     batch_size: int = 64
-    """Images of an encoder batch, and of a merger bucket."""
+    """Images of an encoder batch; a merger batch has an eighth of its rows."""
     num_threads: int = 1
     """CPU threads of torch during a call: one, so that machines of all sizes agree."""
 
@@ -50,15 +48,6 @@ class ExecutionConfig:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         if self.batch_size < 1 or self.num_threads < 1:
             raise ValueError("batch_size and num_threads must be positive")
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """Images of similar kept count that wait until a batch is full."""
-
-    images: list[int] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
-    masks: list[Tensor] = field(default_factory=list)
 
 
 class DynamicTokenizer:
@@ -76,6 +65,11 @@ class DynamicTokenizer:
         self.encoder = encoder
         self.model = model
         self.execution = execution
+        self.buckets = BucketShape.of(
+            num_patches=model.num_patches,
+            batch_size=execution.batch_size,
+            dense=artifact.config.head.masking == "leaky",
+        )
 
     @classmethod
     def load(
@@ -137,7 +131,7 @@ class DynamicTokenizer:
             device = f"{run.device}-{torch.backends.cpu.get_cpu_capability().lower()}"
         return (
             f"{device}-{run.precision}-torch{torch.__version__}-pillow{PIL.__version__}"
-            f"-batch{run.batch_size}-threads{run.num_threads}"
+            f"-batch{run.batch_size}-bucket{self.buckets.step}-threads{run.num_threads}"
         )
 
     def encode(self, images: Sequence[bytes]) -> Ragged:
@@ -159,25 +153,14 @@ class DynamicTokenizer:
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """The same from batches as `features` yields them, within `fixed_environment`."""
         keep_mask = np.zeros((num_images, self.model.num_patches), bool)
-        codes: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * num_images
-        buckets: dict[int, _Bucket] = {}
+        buckets = Buckets(self.buckets, self._compute_codes)
         for first, features in batches:
-            masks = decide(
-                self.model.keep_logits(features), config=self.artifact.config.decision
-            ).cpu()
-            count = min(len(features), num_images - first)
-            keep_mask[first : first + count] = masks[:count].numpy()
-            for row in range(count):
-                size = _bucket_rows(int(masks[row].sum()), self.model.num_patches)
-                bucket = buckets.setdefault(size, _Bucket())
-                bucket.images.append(first + row)
-                bucket.features.append(features[row])
-                bucket.masks.append(masks[row])
-                if len(bucket.images) == self.execution.batch_size:
-                    self._finish(buckets.pop(size), size, codes)
-        for size in sorted(buckets):
-            self._finish(buckets[size], size, codes)
-        return keep_mask, np.concatenate([np.zeros(0, np.int64), *codes])
+            logits = self.model.keep_logits(features)
+            masks = decide(logits, config=self.artifact.config.decision)
+            last = min(first + len(features), num_images)
+            keep_mask[first:last] = masks[: last - first].cpu().numpy()
+            buckets.add(first, features, masks, keep_mask[first:last].sum(axis=1))
+        return keep_mask, buckets.codes(keep_mask)
 
     def keep_masks(self, images: Sequence[bytes]) -> NDArray[np.bool_]:
         """(B, N) bool: which patches are kept, True keeps. Costs no merger."""
@@ -227,18 +210,12 @@ class DynamicTokenizer:
         finally:
             torch.set_num_threads(threads)
 
-    def _finish(self, bucket: _Bucket, size: int, codes: list[NDArray[np.int64]]) -> None:
-        """Codes of a bucket's images, in one batch of fixed shape."""
-        missing = self.execution.batch_size - len(bucket.images)
-        features = torch.stack(bucket.features + [torch.zeros_like(bucket.features[0])] * missing)
-        empty = torch.zeros_like(bucket.masks[0])
-        empty[0] = True
-        masks = torch.stack(bucket.masks + [empty] * missing).to(features.device)
-        num_dropped = self.model.num_patches - max(0, size - BUCKET_ROWS)
-        rows = Rows.of(masks, num_kept=size, num_dropped=num_dropped)
-        found = self.model.codebook(self.model.compress(features, rows)).cpu().numpy()
-        for row, image in enumerate(bucket.images):
-            codes[image] = found[row, : int(bucket.masks[row].sum())]
+    def _compute_codes(self, features: Tensor, masks: Tensor, num_kept: int) -> Tensor:
+        """(B, R) codes of a bucket's batch: its kept patches in raster order, then padding."""
+        num_dropped = self.buckets.num_dropped(num_kept)
+        rows = Rows.of(masks, num_kept=num_kept, num_dropped=num_dropped)
+        codes: Tensor = self.model.codebook(self.model.compress(features, rows))
+        return codes
 
 
 @contextmanager
@@ -254,8 +231,3 @@ def _full_float32() -> Iterator[None]:
     finally:
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value
-
-
-def _bucket_rows(num_kept: int, num_patches: int) -> int:
-    """Rows of the bucket that an image with so many kept patches goes to."""
-    return min(num_patches, -(-num_kept // BUCKET_ROWS) * BUCKET_ROWS)

@@ -16,6 +16,7 @@ from schemas.errors import ArtifactError
 from schemas.fingerprint import digest
 
 Arrays = Mapping[str, NDArray[Any]]
+REMEDY = "restore the original folder or train again"
 
 
 def tensor_digest(name: str, array: NDArray[Any]) -> str:
@@ -40,11 +41,32 @@ def read_tensors(path: Path, *, url: str) -> dict[str, NDArray[Any]]:
         raise ArtifactError(
             f"{url}: {path.name} is missing; copy the whole folder again"
         ) from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: bfloat16
         raise ArtifactError(
             f"{url}: {path.name} cannot be read ({error}); copy it again"
         ) from error
     return loaded
+
+
+def check_shapes(
+    tensors: Arrays, *, shapes: Mapping[str, tuple[int, ...]], url: str, remedy: str = REMEDY
+) -> None:
+    """Compares weights with the names and shapes a model has, naming all that do not fit.
+
+    Raises:
+        ArtifactError: weights are missing, unexpected, misshapen or not finite.
+    """
+    problems = [f"{name!r} is missing" for name in sorted({*shapes} - {*tensors})]
+    problems += [f"{name!r} is unexpected" for name in sorted({*tensors} - {*shapes})]
+    for name in sorted({*shapes} & {*tensors}):
+        if tensors[name].shape != tuple(shapes[name]):
+            problems.append(
+                f"{name!r} has shape {tensors[name].shape}, expected {tuple(shapes[name])}"
+            )
+        elif not np.isfinite(tensors[name]).all():
+            problems.append(f"{name!r} holds NaN or infinity")
+    if problems:
+        raise ArtifactError(f"{url}: weight {'; weight '.join(problems)}; {remedy}")
 
 
 def check_tensors(
@@ -54,25 +76,14 @@ def check_tensors(
     recorded: Mapping[str, str],
     url: str,
 ) -> None:
-    """Compares weights with the model's shapes and their recorded digests, naming the first misfit.
+    """`check_shapes`, and that every weight has its recorded digest.
 
     Raises:
-        ArtifactError: a weight is missing, unexpected, misshapen, not finite or altered.
+        ArtifactError: weights are missing, unexpected, misshapen, not finite or altered.
     """
-    remedy = "restore the original folder or train again"
-    for name in sorted({*shapes} - {*tensors}):
-        raise ArtifactError(f"{url}: weight {name!r} is missing from the weights file; {remedy}")
-    for name in sorted({*tensors} - {*shapes}):
-        raise ArtifactError(f"{url}: weight {name!r} in the weights file is unexpected; {remedy}")
+    check_shapes(tensors, shapes=shapes, url=url)
     for name, array in tensors.items():
-        if array.shape != tuple(shapes[name]):
-            raise ArtifactError(
-                f"{url}: weight {name!r} has shape {array.shape}, expected "
-                f"{tuple(shapes[name])}; {remedy}"
-            )
-        if not np.isfinite(array).all():
-            raise ArtifactError(f"{url}: weight {name!r} holds NaN or infinity; {remedy}")
         if recorded.get(name) != tensor_digest(name, array):
             raise ArtifactError(
-                f"{url}: weight {name!r} was altered: its digest is not the recorded one; {remedy}"
+                f"{url}: weight {name!r} was altered: its digest is not the recorded one; {REMEDY}"
             )

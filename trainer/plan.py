@@ -86,7 +86,7 @@ def make_plan(
         StreamError: weights that cannot be.
         CorruptShardError, StorageError: the shard whose header is read.
     """
-    header = _common_header(inventories)
+    header = common_header(inventories)
     places = header.positions != "none" if places is None else places
     sources = [source for item in inventories for source in item.sources]
     num_tokens = [source.num_tokens(places=places, bos=config.bos) for source in sources]
@@ -131,7 +131,7 @@ def make_plan(
     )
 
 
-def _common_header(inventories: Sequence[Inventory]) -> TokenShardHeader:
+def common_header(inventories: Sequence[Inventory]) -> TokenShardHeader:
     """The header of a shard with images (or of any), after a check that all corpora agree."""
     images = {item.image_tokenizer for item in inventories} - {None}
     for kind, found in (("image", images), ("text", {item.text_tokenizer for item in inventories})):

@@ -1,7 +1,6 @@
 """`pixelese diff`: what changed from one version to another."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +10,7 @@ from rich.markup import escape
 from jobs.tables import console, table
 
 if TYPE_CHECKING:
-    from jobs.diff_facts import Change, Histogram
     from pipeline.diff import Diff
-
-BAR_WIDTH = 24
 
 
 def diff(
@@ -56,6 +52,7 @@ def diff(
 
 
 def _print(found: "Diff") -> None:
+    from jobs.changes_table import print_changes, print_facts, print_histogram
     from jobs.diff_facts import (
         agreement_facts,
         codebook_changes,
@@ -65,7 +62,7 @@ def _print(found: "Diff") -> None:
     )
 
     versions = f"v{found.before.number}", f"v{found.after.number}"
-    _print_changes(versions, [*token_changes(found)])
+    print_changes(versions, [*token_changes(found)])
     _print_records(versions, found)
     _print_shards(found)
     if found.declaration:
@@ -73,29 +70,17 @@ def _print(found: "Diff") -> None:
         print("\n".join(found.declaration))
     sampled = [*length_changes(found), *codebook_changes(found)]
     if sampled:
-        _print_changes(versions, sampled)
+        print_changes(versions, sampled)
         samples = found.before.sample, found.after.sample
         read = (f"{item.num_shards:,} of {item.num_all_shards:,}" for item in samples)
         print(f"from {' and '.join(read)} token shards")
     histogram = length_histogram(found)
     if histogram is not None:
-        _print_histogram(versions, histogram)
+        print_histogram(versions, histogram)
     facts = [*agreement_facts(found)]
     if facts:
         print(f"\nagreement of {found.agreement.num_records:,} sampled records")
-        shown = table("", "")
-        shown.show_header = False
-        for what, told in facts:
-            shown.add_row(what, told)
-        console.print(shown)
-
-
-def _print_changes(versions: tuple[str, str], changes: "Iterable[Change]") -> None:
-    shown = table("", *versions, "change", right=(*versions, "change"))
-    for item in changes:
-        shown.add_row(item.what, item.before, item.after, item.change)
-    console.print()
-    console.print(shown)
+        print_facts(facts)
 
 
 def _print_records(versions: tuple[str, str], found: "Diff") -> None:
@@ -118,20 +103,5 @@ def _print_shards(found: "Diff") -> None:
             *(f"{number:,}" if number else "-" for number in numbers),
             escape("\n".join(f"{count:,} x {reason}" for reason, count in item.reasons.items())),
         )
-    console.print()
-    console.print(shown)
-
-
-def _print_histogram(versions: tuple[str, str], histogram: "Histogram") -> None:
-    most = max(histogram.before.max(), histogram.after.max())
-    shown = table(histogram.what, *versions, right=(histogram.what,))
-    rows = zip(
-        histogram.edges, histogram.edges[1:], histogram.before, histogram.after, strict=False
-    )
-    for start, end, *shares in rows:
-        bars = (
-            f"{'█' * round(BAR_WIDTH * share / most):{BAR_WIDTH}} {share:6.1%}" for share in shares
-        )
-        shown.add_row(f"{start}" if end == start + 1 else f"{start}-{end - 1}", *bars)
     console.print()
     console.print(shown)

@@ -10,7 +10,6 @@ from jobs.tables import console, duration, size, table
 
 if TYPE_CHECKING:
     from pipeline.canary import Canary
-    from pipeline.forecast import Forecast, StageForecast
     from pipeline.projection import Measured, Projection, Share
 
 STALE_STATUS = 3
@@ -32,10 +31,16 @@ def plan(
     ),
     seed: int = typer.Option(0, help="With --canary: another seed takes other URLs."),
     workers: int | None = typer.Option(
-        None, min=1, help="With --canary: workers of the apply; default one a CPU of this machine."
+        None,
+        min=1,
+        help="Also say how long so many workers take; for --canary, default one a CPU of this "
+        "machine.",
     ),
     price_per_cpu_hour: float | None = typer.Option(
-        None, min=0.0, help="With --canary: what an hour of a worker's CPU costs."
+        None, min=0.0, help="What an hour of a worker's CPU costs."
+    ),
+    price_per_gpu_hour: float | None = typer.Option(
+        None, min=0.0, help="What an hour of a worker's GPU costs."
     ),
     allow_private_addresses: bool = typer.Option(
         False,
@@ -44,8 +49,10 @@ def plan(
     ),
 ) -> None:
     """Say what is current, missing or stale, why, and what an apply would cost."""
+    from jobs.forecast_table import print_forecast
     from jobs.readers import tokenizer_readers
     from pipeline.corpus import open_corpus
+    from pipeline.effort import Prices
     from pipeline.forecast import forecast
 
     if canary is not None:
@@ -65,44 +72,13 @@ def plan(
             print_canary(found_by_canary)
         return
     found = forecast(open_corpus(corpus, readers=tokenizer_readers()))
+    prices = Prices(per_cpu_hour=price_per_cpu_hour, per_gpu_hour=price_per_gpu_hour)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(found.as_json(prices, workers), indent=2))
     else:
-        print_forecast(found)
+        print_forecast(found, prices, workers=workers)
     if check and not found.is_current:
         raise typer.Exit(STALE_STATUS)
-
-
-def print_forecast(found: "Forecast") -> None:
-    from pipeline.funnel import render_funnel
-
-    counts = ("current", "missing", "stale", "waiting", "records")
-    stages = table("stage", *counts, "work", "why", right=(*counts, "work"))
-    for stage in found.stages:
-        stages.add_row(
-            stage.name,
-            *(f"{value:,}" if value else "-" for value in _counts(stage)),
-            "-" if stage.seconds is None else duration(stage.seconds),
-            "\n".join(f"{count:,} x {reason}" for reason, count in stage.reasons.items()),
-        )
-    console.print(stages)
-    if found.funnel.num_records:
-        console.print(f"\n{render_funnel(found.funnel)}")
-    if found.num_transient:
-        console.print(
-            f"\n{found.num_transient:,} rows failed in ways that may pass: "
-            "`pixelese apply --retry transient` fetches them once more"
-        )
-    console.print()
-    version = "nothing published yet" if found.version is None else f"v{found.version} is published"
-    if found.is_current:
-        console.print(f"{version}; everything is current")
-    else:
-        console.print(f"{version}; run `pixelese apply` to bring it up to date")
-
-
-def _counts(stage: "StageForecast") -> tuple[int, ...]:
-    return stage.num_current, stage.num_missing, stage.num_stale, stage.num_waiting, stage.records
 
 
 def _run_canary(

@@ -1,19 +1,32 @@
-"""`pixelese sample`: a caption for an image, or an image sentence for a caption."""
+"""`pixelese sample`: a caption for an image, or an image sentence and its picture for a caption."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from schemas.declaration import Declaration
+    from tokenizer.pictures import CodeDrawer
     from trainer.checkpoint import TrainedModel
+
+PICTURE_SIDE = 256
+"""Pixels a side of a written picture, at least: those of small encoders are enlarged."""
 
 
 def sample(
     checkpoint: str = typer.Argument(help="A training run's folder, or one step-N folder in it."),
     image: Path | None = typer.Option(None, help="Write a caption for this image."),
-    caption: str | None = typer.Option(None, help="Write an image sentence for this caption."),
+    caption: str | None = typer.Option(
+        None, help="Write an image sentence for this caption, and draw it."
+    ),
+    output: Path | None = typer.Option(
+        None, help="PNG for the picture of --caption; default beside the checkpoint."
+    ),
     tokenizer: str | None = typer.Option(
         None, help="The visual tokenizer's artifact; default the one of the corpus' version."
     ),
@@ -28,13 +41,15 @@ def sample(
     guidance: float = typer.Option(0.0, min=0.0, help="Classifier-free guidance for images."),
     seed: int = typer.Option(0, help="Draws another sample."),
 ) -> None:
-    """Write a caption for an image, or an image sentence for a caption."""
-    from schemas.errors import DeclarationError
+    """Write a caption for an image, or an image sentence and a picture for a caption."""
+    from schemas.errors import ArtifactError, DeclarationError
     from trainer.checkpoint import load_model
     from trainer.sampling import SamplingConfig
 
     if (image is None) == (caption is None):
         raise DeclarationError("give exactly one of --image and --caption")
+    if image is not None and output is not None:
+        raise DeclarationError("--output goes with --caption: a caption is printed")
     trained = load_model(checkpoint)
     declaration, urls = _tokenizer_urls(trained)
     urls = (tokenizer or urls[0], text_tokenizer or urls[1])
@@ -48,7 +63,12 @@ def sample(
     if image is not None:
         print(_caption(trained, image, declaration, urls, sampling))
     else:
-        _write_image(trained, str(caption), urls, sampling, guidance)
+        words = _write_image(trained, str(caption), urls, sampling, guidance)
+        path = output or _default_output(checkpoint, str(caption), seed)
+        why_not = _draw(trained, words, urls[0], path)
+        if why_not and output is not None:
+            raise ArtifactError(f"{output} is not written: {why_not}")
+        typer.echo(f"no picture: {why_not}" if why_not else f"wrote {path}", err=True)
 
 
 def _caption(
@@ -86,7 +106,8 @@ def _write_image(
     urls: tuple[str | None, str | None],
     sampling: Any,
     guidance: float,
-) -> None:
+) -> "NDArray[np.integer]":
+    """Prints an image sentence, and returns it."""
     from schemas.record import normalise_caption
     from schemas.sentence import count_words
     from trainer.sampling import write_image
@@ -105,6 +126,49 @@ def _write_image(
     num_codes, num_places = count_words(words, num_patches=trained.vocabulary.num_places)
     print(" ".join(str(int(word)) for word in words))
     typer.echo(f"{num_codes} code words, {num_places} place words", err=True)
+    return words
+
+
+def _draw(
+    trained: "TrainedModel", words: "NDArray[np.integer]", url: str | None, output: Path
+) -> str:
+    """Writes the picture of an image sentence; otherwise says why there is none."""
+    from jobs.report.drawing import open_drawer
+
+    if url is None:
+        return "the corpus' version declares no tokenizer: give --tokenizer"
+    drawing = open_drawer(url, fingerprint=trained.info.image_tokenizer)
+    if drawing.drawer is None:
+        return drawing.why_not
+    if not trained.info.places and drawing.drawer.model.config.positions == "2d":
+        return "this model writes no place words, so where its codes belong is unknown"
+    _write_picture(drawing.drawer, words, output)
+    return ""
+
+
+def _write_picture(drawer: "CodeDrawer", words: "NDArray[np.integer]", output: Path) -> None:
+    import numpy as np
+
+    from schemas.sentence import Ragged, read_sentences
+    from schemas.storage import storage_errors
+    from tokenizer.pictures import enlarged
+
+    keep_mask, codes = read_sentences(
+        Ragged(words, np.array([0, len(words)])),
+        num_patches=drawer.grid**2,
+        codebook_size=drawer.model.config.codebook_size,
+    )
+    (pixels,) = drawer.draw(keep_mask, codes)
+    with storage_errors("write", str(output)):
+        enlarged(pixels, side=PICTURE_SIDE).save(output, "PNG")
+
+
+def _default_output(checkpoint: str, text: str, seed: int) -> Path:
+    """Beside the checkpoint, or here where that is no local folder; named by what is drawn."""
+    told = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or "picture"
+    name = f"{told}.{seed}.png"
+    folder = Path(checkpoint)
+    return folder.parent / f"{folder.name}.{name}" if folder.is_dir() else Path(name)
 
 
 def _tokenizer_urls(trained: "TrainedModel") -> tuple["Declaration", tuple[str | None, str | None]]:

@@ -1,51 +1,45 @@
 """`pixelese versions`: what has been published."""
 
 import typer
+from rich.markup import escape
 
 from jobs.tables import console, table
 
-SUMMED = ("num_records", "num_images", "num_text_ids", "num_codes", "num_places")
+MAX_CHANGES = 3
+"""Changes of a version that are told; `pixelese report` tells all."""
 
 
 def versions(corpus: str = typer.Argument(help="Folder or URL of the corpus.")) -> None:
-    """List the published versions, newest last."""
-    import pyarrow.compute as pc
-
-    from schemas.catalog import Catalog
+    """List the published versions, newest last, and what each changed."""
+    from pipeline.history import read_history
     from schemas.declaration import load_declaration
     from schemas.storage import Store
 
     store = Store(corpus)
     load_declaration(store)
-    catalog = Catalog(store)
-    numbers = catalog.numbers()
-    if not numbers:
+    # Token shards alone: of 100,000 shards, six of seven rows are of other kinds.
+    found = read_history(store, kinds=["tokens"])
+    if not found:
         print(f"{store.url} has no published version yet: run `pixelese apply {corpus}`")
         return
     counts = ("records", "images", "text ids", "image words", "shards")
-    shown = table("version", "time", *counts, "tokenizer", "complete", "note", right=counts)
-    for number in numbers:
-        version = catalog.read(number, kinds=["tokens"], columns=["parts", *SUMMED])
-        tokens = version.select("tokens")
-        total = {name: pc.sum(tokens[name]).as_py() or 0 for name in SUMMED}
+    columns = ("version", "time", *counts, "encoded", "tokenizer", "complete", "changed", "note")
+    shown = table(*columns, right=counts)
+    for version in found:
+        told = version.changes[:MAX_CHANGES]
+        more = len(version.changes) - len(told)
         shown.add_row(
-            f"v{number}",
+            f"v{version.number}",
             version.time.replace("+00:00", "Z"),
-            f"{total['num_records']:,}",
-            f"{total['num_images']:,}",
-            f"{total['num_text_ids']:,}",
-            f"{total['num_codes'] + total['num_places']:,}",
-            f"{len(tokens):,}",
-            ", ".join(_tokenizers(tokens["parts"].unique().to_pylist())) or "-",
+            f"{version.num_records:,}",
+            f"{version.num_images:,}",
+            f"{version.num_text_ids:,}",
+            f"{version.num_image_words:,}",
+            f"{version.num_token_shards:,}",
+            version.encoded or "-",
+            ", ".join(version.tokenizers) or "-",
             "yes" if version.complete else "no",
-            version.metadata.get("note", ""),
+            escape("; ".join([*told, *([f"{more} more"] if more else [])])),
+            escape(version.note),
         )
     console.print(shown)
-
-
-def _tokenizers(parts: list[str]) -> list[str]:
-    """Short fingerprints of the image tokenizers behind some token shards."""
-    import json
-
-    found = {json.loads(item).get("image_tokenizer", "") for item in parts}
-    return sorted(item[:8] for item in found if item)

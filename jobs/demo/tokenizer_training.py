@@ -1,9 +1,12 @@
 """Trains the shipped start of the demo's tokenizer on drawn scenes.
 
     python -m jobs.demo.tokenizer_training --output DIR [--steps 20000] [--device cuda]
+    python -m jobs.demo.tokenizer_training --output DIR --pixels-only [--steps 5000]
 
-Scenes are drawn from seeds that no demo list uses. The artifact refers to the encoder beside it
-(`local-dir:../scenes-clip`) in place of a copy of its own.
+The second goes on with the pixel decoder of the shipped head, whose weights and fingerprint stay
+what they are. Scenes are drawn from seeds that no demo list uses. The artifact refers to the
+encoder beside it (`local-dir:../scenes-clip`) in place of a copy of its own, so DIR has to lie
+where the shipped one lies.
 """
 
 import argparse
@@ -14,12 +17,14 @@ from functools import partial
 from pathlib import Path
 
 from jobs.demo.scenes import draw_scene
-from tokenizer.config import EncoderConfig, TokenizerConfig, TrainConfig
+from tokenizer.config import PRESETS, EncoderConfig, TokenizerConfig, TrainConfig
 from tokenizer.evaluate import evaluate
+from tokenizer.pixel_retrofit import retrofit_pixels
 from tokenizer.report import format_table
 from tokenizer.training import train
 
-ENCODER = Path(__file__).parents[2] / "tokenizer" / "assets" / "scenes-clip"
+ASSETS = Path(__file__).parents[2] / "tokenizer" / "assets"
+ENCODER, SHIPPED = ASSETS / "scenes-clip", ASSETS / "scenes-tokenizer"
 FIRST_SEED, FIRST_HELD_OUT_SEED = 1_500_000_000, 1_900_000_000
 HELD_OUT = 1000
 CROWDED_SHARE = 0.3
@@ -48,9 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pixels-only", action="store_true", help="keep the shipped head")
     options = parser.parse_args(arguments)
     draw = partial(draw_images, num_workers=options.num_workers)
     images = draw(FIRST_SEED, options.num_images)
+    if options.pixels_only:
+        _train_pixels(images, options)
+    else:
+        _train(images, options)
+    found = evaluate(options.output, draw(FIRST_HELD_OUT_SEED, HELD_OUT), device=options.device)
+    print(format_table(found))
+    print(json.dumps(found, sort_keys=True))
+
+
+def _train(images: Sequence[bytes], options: argparse.Namespace) -> None:
     config = TokenizerConfig.preset("tiny", encoder=EncoderConfig(model=f"local-dir:{ENCODER}"))
     recipe = TrainConfig.of_steps(
         options.steps, batch_size=options.batch_size, device=options.device, log_every_steps=200
@@ -61,16 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train=recipe,
         output=options.output,
         encoder_reference="local-dir:../scenes-clip",
-        progress=lambda step, total, figures: print(f"{step}/{total} {_told(figures)}", flush=True),
+        progress=_report,
         card={"data": "drawn scenes", "num_images": len(images)},
     )
-    found = evaluate(options.output, draw(FIRST_HELD_OUT_SEED, HELD_OUT), device=options.device)
-    print(format_table(found))
-    print(json.dumps(found, sort_keys=True))
 
 
-def _told(figures: dict[str, float]) -> str:
-    return " ".join(f"{name}={value:.4g}" for name, value in figures.items())
+def _train_pixels(images: Sequence[bytes], options: argparse.Namespace) -> None:
+    recipe = TrainConfig(
+        joint_steps=options.steps - 1,
+        deployed_steps=1,
+        pixel_images=32,
+        learning_rate=2e-3,
+        device=options.device,
+        log_every_steps=100,
+    )
+    width = PRESETS["tiny"][1].pixel_width
+    retrofit_pixels(
+        images,
+        start=str(SHIPPED),
+        output=options.output,
+        config=recipe,
+        width=width,
+        progress=_report,
+    )
+
+
+def _report(step: int, total: int, figures: dict[str, float]) -> None:
+    told = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
+    print(f"{step}/{total} {told}", flush=True)
 
 
 if __name__ == "__main__":

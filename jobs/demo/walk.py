@@ -28,7 +28,7 @@ from jobs.demo.scene_list import (
 )
 from jobs.demo.scenes import Scene, score_caption
 from jobs.demo.server import SceneServer
-from jobs.report.data import CaptionSample, CurveLine, Finding, TrainingCurve
+from jobs.report.data import CaptionSample, CurveLine, DrawnCaption, Finding, TrainingCurve
 from jobs.tables import console, duration, table
 from schemas.errors import StorageError
 from schemas.storage import Store
@@ -36,6 +36,8 @@ from schemas.storage import Store
 ASSETS = Path(__file__).parents[2] / "tokenizer" / "assets"
 CLIP, TOKENIZER_START = "scenes-clip", "scenes-tokenizer"
 MARKER = ".pixelese-demo"
+NUM_DRAWN = 6
+"""Captions of new scenes that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +77,7 @@ def walk(folder: Path, *, seed: int = 0, budget: Budget | None = None) -> Path:
         demo.publish()
         demo.train_model()
         demo.caption_held_out()
+        demo.draw_captions()
         demo.update_tokenizer()
     report = demo.write_report()
     console.print(f"\nthe whole way took {duration(time.monotonic() - started)}; look at {report}")
@@ -92,6 +95,7 @@ class _Demo:
         self.config = SceneListConfig(num_rows=budget.num_rows, seed=seed)
         self.findings: list[Finding] = []
         self.samples: list[CaptionSample] = []
+        self.drawn: list[DrawnCaption] = []
 
     def ingest(self) -> None:
         """Serves the scenes and takes them in, up to their signals."""
@@ -183,6 +187,16 @@ class _Demo:
                 )
             )
 
+    def draw_captions(self) -> None:
+        """Draws pictures of captions, with the model and the tokenizer's pixel decoder."""
+        from jobs.demo.drawing import draw_captions
+
+        scenes = held_out_scenes(self.config, NUM_DRAWN)
+        with _step(f"sample {self.run} --caption CAPTION, for {NUM_DRAWN} new scenes"):
+            self.drawn = draw_captions(
+                self.run, self.folder / "tokenizer-v1", self.corpus / "tokenizer.json", scenes
+            )
+
     def update_tokenizer(self) -> None:
         """Trains the tokenizer a little further, and regenerates what that makes stale."""
         start = self.folder / "tokenizer-v1"
@@ -209,6 +223,7 @@ class _Demo:
             data,
             findings=tuple(self.findings),
             samples=tuple(self.samples),
+            drawn_captions=tuple(self.drawn),
             curves=tuple(self._curves()),
         )
         return write_report(self.folder / "report.html", data)
@@ -286,7 +301,7 @@ class _Demo:
             console.print(f"published v{report.version}: {made}")
 
     def _plan(self) -> None:
-        from jobs.commands.plan import print_forecast
+        from jobs.forecast_table import print_forecast
         from jobs.readers import tokenizer_readers
         from pipeline.corpus import open_corpus
         from pipeline.forecast import forecast
@@ -295,26 +310,20 @@ class _Demo:
             print_forecast(forecast(open_corpus(str(self.corpus), readers=tokenizer_readers())))
 
     def _train_tokenizer(self, name: str, start: Path, steps: int) -> None:
-        from jobs.commands.tokenizer.train import train
+        from jobs.tokenizer_training import train_tokenizer
+        from jobs.training import Ranks
+        from tokenizer.train_options import TrainOptions
 
-        output = self.folder / name
+        options = TrainOptions(
+            output=str(self.folder / name),
+            steps=steps,
+            start=str(start),
+            encoder=f"local-dir:{(self.folder / CLIP).absolute()}",
+            images=4000,
+        )
         line = f"tokenizer train {self.corpus} --steps {steps} --start {start.name}"
-        with _step(f"{line} --output {output}"):
-            train(
-                corpus=str(self.corpus),
-                output=output,
-                config="tiny",
-                steps=steps,
-                start=str(start),
-                encoder=f"local-dir:{(self.folder / CLIP).absolute()}",
-                pretrained=None,
-                codebook_size=None,
-                keep_share=1 / 3,
-                batch_size=64,
-                images=4000,
-                seed=0,
-                device="cpu",
-            )
+        with _step(f"{line} --output {options.output}"):
+            train_tokenizer(str(self.corpus), options, Ranks())
 
     def _tell_faults(self, rows: Sequence[SceneRow]) -> None:
         counts: dict[str, int] = {}

@@ -22,6 +22,7 @@ _LABEL_RIGHT = 118  # room for names at the ends of lines
 _MAX_POINTS = 400
 _MAX_BINS = 44
 _LABEL_ROW, _MAX_LABEL_ROWS = 15, 4
+_MAX_STACK_WIDTH, _NAME_WIDTH = 60, 34
 SIGNS = {">": ">", ">=": "≥", "<": "<", "<=": "≤"}
 """Of rules -> of people."""
 _COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -59,6 +60,15 @@ class Line:
     name: str
     x: NDArray[np.number]
     y: NDArray[np.number]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """A bar of several parts."""
+
+    name: str
+    values: tuple[float, ...]
+    """From the bottom up."""
 
 
 def nice_ticks(low: float, high: float, *, num_ticks: int = 5) -> list[float]:
@@ -262,6 +272,45 @@ def rank_chart(counts: NDArray[np.integer], *, x_label: str, y_label: str) -> st
     return _svg(parts, label=f"{y_label} by {x_label}")
 
 
+def stack_chart(
+    stacks: Sequence[Stack], *, names: Sequence[str], x_label: str, y_label: str
+) -> str:
+    """A bar for each stack, in their order, with its parts on each other.
+
+    Args:
+        stacks: not empty, all of as many parts as there are names.
+        names: of the parts.
+        x_label: what a bar is.
+        y_label: what its height counts.
+    """
+    high = max(sum(stack.values) for stack in stacks)
+    ticks = nice_ticks(0, max(1, high))
+    x = Scale(0, len(stacks), _LEFT, WIDTH - _RIGHT)
+    y = Scale(0, ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    parts = _frame(x, y, y_ticks=ticks, x_label=x_label, y_label=y_label, x_ticks=())
+    width = min((x(1) - x(0)) * 0.7, _MAX_STACK_WIDTH)
+    # Names that would touch are left out, evenly and from the newest back.
+    stride = math.ceil(_NAME_WIDTH / (x(1) - x(0)))
+    for place, stack in enumerate(stacks):
+        middle, base = x(place + 0.5), 0.0
+        for index, (name, value) in enumerate(zip(names, stack.values, strict=True)):
+            if value:
+                note = f"{stack.name}: {value:,.0f} {y_label} {name}"
+                parts.append(
+                    f'<g class="fill-{index + 1}"><rect x="{middle - width / 2:.1f}" '
+                    f'y="{y(base + value):.1f}" width="{width:.1f}" '
+                    f'height="{y(base) - y(base + value):.1f}"><title>{escape(note)}</title>'
+                    "</rect></g>"
+                )
+            base += value
+        if (len(stacks) - 1 - place) % stride == 0:
+            parts.append(
+                f'<text x="{middle:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">'
+                f"{escape(stack.name)}</text>"
+            )
+    return _svg(parts, label=f"{y_label} by {x_label}: {', '.join(names)}")
+
+
 def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     """Lines, named at their ends. A long noisy one is drawn pale, with its running mean on top."""
     every_x = np.concatenate([line.x for line in lines]).astype(float)
@@ -322,8 +371,15 @@ def _end_labels(ends: Iterable[tuple[float, int, str]], left: float) -> list[str
 
 
 def _frame(
-    x: Scale, y: Scale, *, y_ticks: Sequence[float], x_label: str, y_label: str
+    x: Scale,
+    y: Scale,
+    *,
+    y_ticks: Sequence[float],
+    x_label: str,
+    y_label: str,
+    x_ticks: Sequence[float] | None = None,
 ) -> list[str]:
+    """Axes with their labels; `x_ticks` are round numbers where they are not given."""
     parts = [f'<text class="axis" x="0" y="12">{escape(y_label)}</text>']
     for tick in y_ticks:
         at = y(tick)
@@ -333,7 +389,8 @@ def _frame(
             f"{format_number(tick)}</text>"
         )
     base = HEIGHT - _BOTTOM
-    inside = [tick for tick in nice_ticks(x.low, x.high, num_ticks=7) if x.low <= tick <= x.high]
+    every = nice_ticks(x.low, x.high, num_ticks=7) if x_ticks is None else x_ticks
+    inside = [tick for tick in every if x.low <= tick <= x.high]
     parts += [
         f'<line class="tick" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{base}" y2="{base + 4}"/>'
         f'<text x="{x(tick):.1f}" y="{base + 18}" text-anchor="middle">{format_number(tick)}</text>'

@@ -35,6 +35,33 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VersionEntry:
+    """One version of the corpus' history."""
+
+    number: int
+    time: str
+    note: str
+    complete: bool
+    changes: tuple[str, ...]
+    """What it changed and why, a line each."""
+    made: str
+    """Files by kind that no earlier version has."""
+    encoded: str
+    """Records by repair class."""
+    num_records: int
+    num_tokens: int
+    """Text ids and image words."""
+    num_tokens_made: int
+    """Of these, in token shards that no earlier version has."""
+    took: str
+    """Workers' time."""
+    cost: str
+    """Of that time; "" where no price was given."""
+    lacks_price: bool
+    """Whether GPUs worked that no price was given for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerState:
     """Input rows that ended in one state."""
 
@@ -264,6 +291,8 @@ class GalleryPicture:
     keep_mask: NDArray[np.bool_]
     """(N,) in raster order, over the whole picture."""
     grid: int
+    drawn: NDArray[np.uint8] | None = None
+    """(S, S, 3) RGB: what the codes draw; None where nothing can draw them."""
     caption: str = ""
     note: str = ""
 
@@ -299,6 +328,19 @@ class CaptionSample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnCaption:
+    """A picture that a model wrote for a caption."""
+
+    caption: str
+    image: bytes
+    """What the caption was written for; any encoded image."""
+    from_codes: NDArray[np.uint8]
+    """(S, S, 3) RGB: what the image's own codes draw."""
+    from_caption: NDArray[np.uint8]
+    """(S, S, 3) RGB: what the codes draw that the model wrote."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
     """All that is known."""
 
@@ -314,6 +356,8 @@ class ReportData:
     """The token shards that lengths and codes were read from."""
     facts: tuple[Fact, ...] = ()
     findings: tuple[Finding, ...] = ()
+    history: tuple[VersionEntry, ...] = ()
+    """Oldest first."""
     states: tuple[LedgerState, ...] = ()
     hosts: Hosts | None = None
     num_pairs: int = 0
@@ -326,5 +370,8 @@ class ReportData:
     lengths: SentenceLengths | None = None
     codebook: CodebookUsage | None = None
     gallery: tuple[GalleryPicture, ...] = ()
+    why_not_drawn: str = ""
+    """Why nothing is drawn from the codes of the gallery."""
     curves: tuple[TrainingCurve, ...] = ()
     samples: tuple[CaptionSample, ...] = ()
+    drawn_captions: tuple[DrawnCaption, ...] = ()

@@ -18,6 +18,7 @@ from jobs.report.data import (
     ClusterMember,
     CodebookUsage,
     Contamination,
+    DrawnCaption,
     DuplicateCluster,
     Duplicates,
     Example,
@@ -32,7 +33,8 @@ from jobs.report.data import (
     ThresholdEdge,
     TrainingCurve,
 )
-from jobs.report.pictures import data_url, draw_kept, enlarge, thumbnail
+from jobs.report.history import show_history
+from jobs.report.pictures import data_url, draw_kept, enlarge, show_drawn, thumbnail
 from jobs.report.template import render_template, write_page
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -51,6 +53,7 @@ def render_report(data: ReportData) -> str:
     return render_template(
         TEMPLATE,
         data=data,
+        history=show_history(data.history) if data.history else None,
         ledger=_ledger(data.states),
         funnel=_funnel(data.funnel, data.num_pairs),
         hosts=_hosts(data.hosts) if data.hosts else None,
@@ -63,6 +66,7 @@ def render_report(data: ReportData) -> str:
         gallery=[_picture(picture) for picture in data.gallery],
         curves=[_curve(curve) for curve in data.curves],
         samples=[_sample(sample) for sample in data.samples],
+        drawn_captions=[_drawn_caption(drawn) for drawn in data.drawn_captions],
     )
 
 
@@ -311,9 +315,11 @@ def _codebook(usage: CodebookUsage) -> dict[str, Any]:
 
 def _picture(picture: GalleryPicture) -> dict[str, Any]:
     num_kept = int(np.count_nonzero(picture.keep_mask))
+    image, drawn = picture.image, picture.drawn
     return {
-        "original": data_url(enlarge(picture.image)),
-        "kept": data_url(draw_kept(picture.image, picture.keep_mask, picture.grid)),
+        "original": data_url(enlarge(image)),
+        "kept": data_url(draw_kept(image, picture.keep_mask, picture.grid)),
+        "drawn": None if drawn is None else data_url(show_drawn(drawn, image)),
         "num_kept": num_kept,
         "num_patches": picture.grid * picture.grid,
         "caption": picture.caption,
@@ -344,4 +350,13 @@ def _sample(sample: CaptionSample) -> dict[str, Any]:
         "marks": marks,
         "right": sum(right for right, _ in sample.marks.values()),
         "asked": sum(asked for _, asked in sample.marks.values()),
+    }
+
+
+def _drawn_caption(drawn: DrawnCaption) -> dict[str, str]:
+    return {
+        "caption": drawn.caption,
+        "original": data_url(enlarge(drawn.image)),
+        "from_codes": data_url(show_drawn(drawn.from_codes, drawn.image)),
+        "from_caption": data_url(show_drawn(drawn.from_caption, drawn.image)),
     }

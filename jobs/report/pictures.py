@@ -1,4 +1,4 @@
-"""Pictures inside the page: base64, and with the kept patches drawn on them.
+"""Pictures inside the page: base64, with the kept patches marked, or drawn from codes.
 
 All are JPEGs: a photograph of 160 pixels takes 6 kB, as PNG it would take 40. That costs drawn
 scenes a little sharpness.
@@ -9,17 +9,15 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from schemas.errors import SourceError
+from tokenizer.pictures import show_kept
 
 LONGER_SIDE = 224
 """Pixels, where patches are to be made out."""
 THUMBNAIL_SIDE = 160
 QUALITY = 85
-_DIMMING = 0.72
-_DIM_RGB = (38, 41, 48)
-_EDGE_RGBA = (255, 255, 255, 150)
 
 
 def draw_kept(image: bytes, keep_mask: NDArray[np.bool_], grid: int) -> bytes:
@@ -34,22 +32,7 @@ def draw_kept(image: bytes, keep_mask: NDArray[np.bool_], grid: int) -> bytes:
         SourceError: the bytes are not a picture.
         ValueError: the mask is not of this grid.
     """
-    if keep_mask.shape != (grid * grid,):
-        raise ValueError(f"keep_mask must have {grid * grid} patches, got shape {keep_mask.shape}")
-    picture = _open(image)
-    dark = Image.new("RGB", picture.size, _DIM_RGB)
-    dimmed = Image.blend(picture.convert("L").convert("RGB"), dark, _DIMMING)
-    columns = np.linspace(0, picture.width, grid + 1).round().astype(int)
-    rows = np.linspace(0, picture.height, grid + 1).round().astype(int)
-    edges = Image.new("RGBA", picture.size)
-    pen = ImageDraw.Draw(edges)
-    for place in np.flatnonzero(keep_mask):
-        row, column = divmod(int(place), grid)
-        box = (int(columns[column]), int(rows[row]), int(columns[column + 1]), int(rows[row + 1]))
-        dimmed.paste(picture.crop(box), box[:2])
-        pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=_EDGE_RGBA)
-    dimmed.paste(edges, (0, 0), edges)
-    return _jpeg(dimmed)
+    return _jpeg(show_kept(_open(image), keep_mask, grid))
 
 
 def enlarge(image: bytes) -> bytes:
@@ -60,6 +43,12 @@ def enlarge(image: bytes) -> bytes:
 def thumbnail(image: bytes) -> bytes:
     """The picture small, as a JPEG file."""
     return _jpeg(_open(image, longer_side=THUMBNAIL_SIDE))
+
+
+def show_drawn(drawn: NDArray[np.uint8], image: bytes) -> bytes:
+    """What codes drew, (S, S, 3) RGB, in the size in which `image` is shown, as a JPEG file."""
+    size = _open(image).size
+    return _jpeg(Image.fromarray(drawn).resize(size, Image.Resampling.BICUBIC))
 
 
 def data_url(jpeg: bytes) -> str:

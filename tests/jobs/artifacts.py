@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from tests.tokenizer.conftest import write_clip_folder
+from tests.tokenizer.conftest import single_thread, write_clip_folder
 from tokenizer.config import EncoderConfig, HeadConfig, TokenizerConfig, TrainConfig
 from tokenizer.training import train
 
 
-def train_tiny(output: Path, images: list[bytes], *, encoder: Path, seed: int) -> None:
+def train_tiny(
+    output: Path, images: list[bytes], *, encoder: Path, seed: int, pixel_width: int = 0
+) -> None:
     """Trains a tokenizer of 64 patches and 48 codes for 30 steps on a random encoder."""
     if not encoder.exists():
         write_clip_folder(encoder)
@@ -20,6 +22,7 @@ def train_tiny(output: Path, images: list[bytes], *, encoder: Path, seed: int) -
             decoder_blocks=1,
             codebook_size=48,
             code_dim=8,
+            pixel_width=pixel_width,
         ),
     )
     recipe = TrainConfig(
@@ -31,4 +34,5 @@ def train_tiny(output: Path, images: list[bytes], *, encoder: Path, seed: int) -
         learning_rate=2e-3,
         seed=seed,
     )
-    train(images, config=config, train=recipe, output=str(output))
+    with single_thread():
+        train(images, config=config, train=recipe, output=str(output))

@@ -59,7 +59,7 @@ def write_text_tokenizer(path: Path, *, extra: str = "") -> None:
 
 @dataclass
 class Tokenizers:
-    """Two visual tokenizers that differ, and a text tokenizer."""
+    """Two visual tokenizers that differ, the first with a pixel decoder, and a text tokenizer."""
 
     first: Path
     second: Path
@@ -73,8 +73,8 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Tokenizers:
     folder = tmp_path_factory.mktemp("tokenizers")
     write_images(folder / "images", 0, 16)
     images = [path.read_bytes() for path in sorted((folder / "images").glob("*.png"))]
-    for seed, name in enumerate(("first", "second")):
-        train_tiny(folder / name, images, encoder=folder / "encoder", seed=seed)
+    for seed, (name, width) in enumerate((("first", 8), ("second", 0))):
+        train_tiny(folder / name, images, encoder=folder / "encoder", seed=seed, pixel_width=width)
     write_text_tokenizer(folder / "tokenizer.json")
     return Tokenizers(folder / "first", folder / "second", folder / "tokenizer.json")
 

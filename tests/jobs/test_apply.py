@@ -1,6 +1,7 @@
 """An apply makes what is missing or stale, and nothing else; a version is all or nothing."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.readers import tokenizer_readers
+from pipeline.cards import card_paths, make_cards
 from pipeline.corpus import open_corpus
 from pipeline.forecast import Forecast, forecast
+from pipeline.verify import verify_version
 from schemas.catalog import Catalog, ShardRow
 from schemas.layout import ledger_path
 from schemas.storage import Store
@@ -74,6 +77,28 @@ def test_a_second_apply_does_nothing_quickly(undisturbed: SmallCorpus) -> None:
     assert undisturbed.files("catalog") == before
 
 
+def test_every_version_has_its_card(undisturbed: SmallCorpus, tmp_path: Path) -> None:
+    """Also one whose writer was killed before; and what is told of a corpus is published alone."""
+    copy = SmallCorpus(tmp_path / "copy")
+    shutil.copytree(undisturbed.root, copy.root)
+    store = Store(copy.root)
+    there = {path: store.read(path) for path in card_paths(1)}
+    assert there == make_cards(store, 1)
+    assert f"| records | {sum(row.num_records for row in rows(copy, 'tokens'))} |" in (
+        there[card_paths(1)[0]].decode()
+    )
+    for path in there:
+        store.delete(path)
+    assert copy.apply().version is None
+    assert {path: store.read(path) for path in card_paths(1)} == there
+    copy.declare(about={"name": "Boxes", "license": "cc0-1.0"})
+    report = copy.apply()
+    assert (report.version, dict(report.made)) == (2, {})
+    assert rows(copy, "tokens", 2) == rows(copy, "tokens", 1)
+    assert "license: cc0-1.0" in store.read(card_paths(2)[0]).decode()
+    assert verify_version(store)[1].problems == ()
+
+
 def test_plan_says_all_is_current(undisturbed: SmallCorpus) -> None:
     found = look(undisturbed)
     assert found.is_current
@@ -135,7 +160,8 @@ def test_a_new_tokenizer_reruns_only_encode_and_reuses_text(
     assert set(work_of(found)) == {"encode"}
     (encode,) = [stage for stage in found.stages if stage.name == "encode"]
     assert all(reason.startswith("image_tokenizer") for reason in encode.reasons)
-    assert encode.seconds is not None
+    assert encode.effort.worker_seconds is not None
+    assert {item.name for item in encode.classes} == {"keep", "recode"}
     report = living.apply()
     assert set(report.made) == {"encode"}
     new = rows(living, "tokens")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jobs.readers import tokenizer_readers
 from pipeline.corpus import open_corpus
+from pipeline.effort import Prices
 from pipeline.forecast import Forecast, StageForecast, forecast
 from schemas.catalog import Catalog
 from schemas.errors import SourceError
@@ -63,7 +64,7 @@ def test_a_set_is_read_once_drops_its_pictures_and_makes_stale_what_it_decides(
     assert after.is_current
     assert after.funnel.decontaminated == 4
     assert after.funnel.num_kept < before.funnel.num_kept
-    assert after.as_json()["funnel"]["decontaminated"] == 4
+    assert after.as_json(Prices())["funnel"]["decontaminated"] == 4
 
     for picture in (corpus.root / "coco").iterdir():
         os.utime(picture, (1, 1))

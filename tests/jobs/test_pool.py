@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.nodes import Demand, living_nodes
 from jobs.pool import MAX_FAILURES, run_pool
 from schemas.catalog import ShardRow
-from schemas.errors import ArtifactError, WorkerError
+from schemas.errors import ArtifactError, ClusterError, WorkerError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -114,3 +115,58 @@ def test_a_task_that_failed_is_not_taken_up_again_once_forbidden(tmp_path: Path)
     )
     assert found == []
     assert (tmp_path / "flaky").read_text() == "x"
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A stage that leaves a file for each time that it is opened."""
+
+    folder: Path
+
+    def open(self) -> Callable[[str], list[ShardRow]]:
+        (self.folder / f"{os.getpid()}-{len(list(self.folder.iterdir()))}").touch()
+        return lambda task: [row(task)]
+
+
+def test_a_stage_is_opened_once_a_worker_however_many_tasks_it_does(tmp_path: Path) -> None:
+    tasks = [(str(number), str(number)) for number in range(30)]
+    sizes: list[int] = []
+    found = list(run_pool(Counting(tmp_path), tasks, num_workers=2, sized=sizes.append))
+    assert len(found) == 30
+    assert 1 <= len(list(tmp_path.iterdir())) <= 2
+    assert max(sizes) <= 2
+
+
+def test_workers_that_no_node_has_room_for_are_not_waited_for(tmp_path: Path) -> None:
+    tasks = [(str(number), str(number)) for number in range(12)]
+    room = sum(Demand().slots(node) for node in living_nodes())
+    sizes: list[int] = []
+    pool = run_pool(Counting(tmp_path), tasks, num_workers=room + 6, sized=sizes.append)
+    assert len(list(pool)) == 12
+    assert max(sizes) <= room
+
+
+def test_what_no_node_holds_ends_the_run_and_names_it(tmp_path: Path) -> None:
+    demand = Demand(resources={"CPU": 1.0, "rare": 1.0})
+    with pytest.raises(ClusterError, match=r"1 CPU, 1 rare: .* has 2 CPU"):
+        list(run_pool(Counting(tmp_path), [("a", "a")], demand=demand))
+
+
+@dataclass(frozen=True)
+class Unstartable:
+    """A stage that cannot be read where it arrives."""
+
+    def open(self) -> Callable[[str], list[ShardRow]]:
+        raise AssertionError("never opened")
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _cannot_arrive, ()
+
+
+def _cannot_arrive() -> None:
+    raise ImportError("no module named pixelese")
+
+
+def test_workers_that_never_start_end_the_run() -> None:
+    with pytest.raises(WorkerError, match=r"(?s)end before they have started.*no module named"):
+        list(run_pool(Unstartable(), [("a", "a"), ("b", "b")], num_workers=2))

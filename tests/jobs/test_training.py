@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from jobs.commands.sample import sample
 from jobs.commands.train import train
 from jobs.training import Ranks, train_on_ray
-from schemas.errors import CheckpointError, PixeleseError
+from schemas.errors import CheckpointError, ClusterError, PixeleseError
 from tests.jobs.commands import run
-from tests.jobs.conftest import SmallCorpus
+from tests.jobs.conftest import SmallCorpus, Tokenizers
 from trainer.checkpoint import load_model, open_checkpoint
 from trainer.config import TrainConfig
 from trainer.run import RunOptions, run_training
@@ -88,6 +90,31 @@ def test_sample_writes_a_caption_and_an_image_sentence(
     words = [int(word) for word in done.stdout.split()]
     assert words
     assert "code words" in done.stderr
+    picture = trained.parent / f"{trained.name}.3-red-boxes.1.png"
+    assert f"wrote {picture}" in done.stderr
+    with Image.open(picture) as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", (256, 256))
+
+
+def test_a_caption_is_drawn_where_it_is_asked_for(
+    undisturbed: SmallCorpus, trained: Path, tokenizers: Tokenizers, tmp_path: Path
+) -> None:
+    arguments = (str(trained), "--caption", "3 red boxes", "--seed", "1")
+    output = tmp_path / "mine.png"
+    done = run(sample, *arguments, "--output", str(output))
+    assert done.status == 0, done.err
+    assert output.is_file()
+    # The words are worth having where they cannot be drawn, unless the picture was asked for.
+    other = ("--tokenizer", str(tokenizers.second))
+    words = done.out
+    done = run(sample, *arguments, *other)
+    assert (done.status, done.out) == (0, words)
+    assert "no picture: " in done.err
+    done = run(sample, *arguments, *other, "--output", str(tmp_path / "other.png"))
+    assert done.status == 1
+    assert "other.png is not written" in done.err
+    done = run(sample, str(trained), "--image", "any.png", "--output", str(output))
+    assert "--output goes with --caption" in done.err
 
 
 def test_sample_refuses_another_tokenizer(
@@ -101,3 +128,10 @@ def test_sample_refuses_another_tokenizer(
     done = undisturbed.run("sample", str(trained), "--image", str(undisturbed.root / "corpus.yaml"))
     assert done.returncode == 1
     assert "not_image" in done.stderr
+
+
+def test_more_ranks_than_there_is_room_for_are_told_before_they_wait(
+    undisturbed: SmallCorpus, tmp_path: Path
+) -> None:
+    with pytest.raises(ClusterError, match=r"--workers 3 asks for so many .* has 2 and 0"):
+        train_on_ray(options(undisturbed, tmp_path / "run"), Ranks(num_workers=3))

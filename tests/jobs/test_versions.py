@@ -85,7 +85,7 @@ def test_diff_tells_machines_and_writes_a_page(small: Published, tmp_path: Path)
     text = page.read_text()
     assert text.count("data:image/jpeg;base64,") == 3 * len(found["agreement"]["changed"])
     assert "src=" in text
-    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "://" not in text.replace("http://www.w3.org/2000/svg", "")  # base64 has no colon
     assert "<script" not in text
     assert text.count("<svg") == 4
 
@@ -202,8 +202,9 @@ def work(corpus: SmallCorpus) -> dict[str, int]:
 
 
 @pytest.mark.ray
-def test_what_an_apply_changed_is_told(living: SmallCorpus) -> None:
-    found = json.loads(run("diff", str(living.root), "--json"))
+def test_what_an_apply_changed_is_told(living: SmallCorpus, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    found = json.loads(run("diff", str(living.root), "--json", "--output", str(page)))
     assert (found["before"]["version"], found["after"]["version"]) == (1, 2)
     left = sum(item["num_out"] for item in found["records"])
     assert left > 0
@@ -212,6 +213,13 @@ def test_what_an_apply_changed_is_told(living: SmallCorpus) -> None:
     assert sum(item["num_in"] for item in found["records"]) == 0
     assert found["agreement"]["same_text"] == 1.0
     assert 0 < found["agreement"]["num_images"] <= NUM_IMAGES
+    # The first tokenizer draws its codes; the second cannot.
+    text = page.read_text()
+    num_figures = text.count("<figure>")
+    assert num_figures
+    assert text.count("data:image/jpeg;base64,") == 4 * num_figures
+    assert text.count("not drawn") == num_figures
+    assert "Nothing is drawn from the codes of v2" in text
 
 
 @pytest.mark.ray

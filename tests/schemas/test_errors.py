@@ -25,7 +25,7 @@ def test_errors_survive_a_pickle(kind: type[PixeleseError]) -> None:
 
 
 def test_all_errors_are_one_kind_and_in_the_tree() -> None:
-    assert len(KINDS) == 15
+    assert len(KINDS) == 17
     assert errors.__doc__ is not None
     assert all(kind.__name__ in errors.__doc__ for kind in KINDS)
     assert issubclass(errors.ConflictError, errors.CatalogError)

@@ -14,12 +14,13 @@ import pytest
 from schemas.errors import CorruptShardError, StorageError
 from schemas.fingerprint import bytes_sha256
 from schemas.storage import CACHE_BYTES_VARIABLE, TEMPORARY, TEMPORARY_SECONDS, Store
+from tests.s3.server import endpoint_url
 
 
 def other_machine(store: Store, name: str, data: bytes) -> None:
     """Writes past this process' own client, as another machine would."""
     bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
-    client = boto3.client("s3", endpoint_url=os.environ["FSSPEC_S3_ENDPOINT_URL"])
+    client = boto3.client("s3", endpoint_url=endpoint_url())
     client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=data)
     client.close()
 
@@ -57,7 +58,7 @@ def test_missing_credentials_are_told(s3: str, monkeypatch: pytest.MonkeyPatch) 
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, os.devnull)
     # Another option makes fsspec open a new client.
-    endpoint = os.environ["FSSPEC_S3_ENDPOINT_URL"]
+    endpoint = endpoint_url()
     monkeypatch.setitem(
         fsspec.config.conf, "s3", {"endpoint_url": endpoint, "requester_pays": True}
     )

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,22 @@ from tokenizer.config import EncoderConfig, HeadConfig, TokenizerConfig, TrainCo
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
+@contextmanager
+def single_thread() -> Iterator[None]:
     """Tests share two cores: torch's thread pool would fight itself."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For all tests here."""
+    with single_thread():
+        yield
 
 
 def draw_image(seed: int, *, side: int = 48) -> bytes:
@@ -45,7 +55,9 @@ def images() -> list[bytes]:
     return [draw_image(seed) for seed in range(96)]
 
 
-def write_clip_folder(folder: Path, *, seed: int = 0, width: int = 64) -> Path:
+def write_clip_folder(
+    folder: Path, *, seed: int = 0, width: int = 64, head_width: int = 32
+) -> Path:
     """An open_clip local folder: ViT on 32 px, patch 4 (8 x 8 grid), random weights."""
     import open_clip
     from safetensors.torch import save_file
@@ -57,7 +69,7 @@ def write_clip_folder(folder: Path, *, seed: int = 0, width: int = 64) -> Path:
                 "image_size": 32,
                 "layers": 3,
                 "width": width,
-                "head_width": 32,
+                "head_width": head_width,
                 "patch_size": 4,
             },
             "text_cfg": {
@@ -120,6 +132,11 @@ SMALL_TRAIN = TrainConfig(
 )
 
 
+PIXEL_TRAIN = TrainConfig(
+    joint_steps=40, deployed_steps=40, pixel_images=16, warmup_steps=5, learning_rate=4e-3
+)
+
+
 @pytest.fixture(scope="session")
 def artifact(
     tmp_path_factory: pytest.TempPathFactory, small_config: TokenizerConfig, images: list[bytes]
@@ -128,5 +145,19 @@ def artifact(
     from tokenizer.training import train
 
     output = os.fspath(tmp_path_factory.mktemp("artifact") / "tokenizer")
-    train(images, config=small_config, train=SMALL_TRAIN, output=output)
+    with single_thread():  # fixtures of the session come before `one_thread`
+        train(images, config=small_config, train=SMALL_TRAIN, output=output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def drawing_artifact(
+    tmp_path_factory: pytest.TempPathFactory, artifact: str, images: list[bytes]
+) -> str:
+    """The same tokenizer, with a pixel decoder of 80 steps."""
+    from tokenizer.pixel_retrofit import retrofit_pixels
+
+    output = os.fspath(tmp_path_factory.mktemp("drawing") / "tokenizer")
+    with single_thread():
+        retrofit_pixels(images, start=artifact, output=output, config=PIXEL_TRAIN, width=16)
     return output

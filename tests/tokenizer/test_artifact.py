@@ -13,12 +13,14 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from schemas.errors import ArtifactError, StorageError
-from tokenizer.artifact import read_fingerprint, save_artifact
+from tokenizer.artifact import read_config, read_fingerprint, save_artifact
 from tokenizer.encoder import Encoder
-from tokenizer.model import load_model, model_arrays
+from tokenizer.model import load_head, load_model, model_arrays
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 
@@ -38,7 +40,7 @@ def save_again(url: str, output: str, **changes: Any) -> str:
     folder = Path(url) / "encoder"
     config = replace(found.config, **changes)
     return save_artifact(
-        output, config=config, tensors=arrays, card={}, encoder_folder=folder
+        output, config=config, tensors=arrays, card=found.card, encoder_folder=folder
     ).fingerprint
 
 
@@ -130,6 +132,70 @@ def test_wrong_weight_is_named(
         read_fingerprint(os.fspath(copied))
 
 
+@pytest.fixture(scope="module")
+def spoilt(artifact: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy whose files are spoilt and mended again."""
+    return Path(shutil.copytree(artifact, tmp_path_factory.mktemp("spoilt") / "tokenizer"))
+
+
+@given(
+    name=st.sampled_from(
+        [
+            "config.json",
+            "card.json",
+            "model.safetensors",
+            "encoder/open_clip_config.json",
+            "encoder/open_clip_model.safetensors",
+        ]
+    ),
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+)
+@settings(max_examples=80, deadline=None)
+def test_one_flipped_bit_anywhere_is_refused(
+    spoilt: Path, name: str, place: float, bit: int
+) -> None:
+    path = spoilt / name
+    whole = path.read_bytes()
+    broken = bytearray(whole)
+    broken[int(place * len(whole))] ^= 1 << bit
+    path.write_bytes(broken)
+    try:
+        for read in (load_head, read_fingerprint):
+            with pytest.raises(ArtifactError, match=r"tokenizer: "):
+                read(os.fspath(spoilt))
+    finally:
+        path.write_bytes(whole)
+
+
+def test_mended_it_loads_again(artifact: str, spoilt: Path) -> None:
+    """Or the test above refused what is whole."""
+    assert read_fingerprint(os.fspath(spoilt)) == read_fingerprint(artifact)
+    load_head(os.fspath(spoilt))
+
+
+def test_every_file_is_recorded(artifact: str) -> None:
+    folder = Path(artifact)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {*read_config(folder, url=artifact).files}
+
+
+def test_preprocessing_that_is_not_the_encoders_is_refused_by_its_field(
+    artifact: str, tmp_path: Path
+) -> None:
+    config = load_head(artifact)[0].config
+    changes: list[tuple[str, Any]] = [
+        ("mean", (0.1, 0.1, 0.1)),
+        ("deviation", (1.0, 1.0, 1.0)),
+        ("image_size", 40),
+    ]
+    for name, value in changes:
+        output = os.fspath(tmp_path / name)
+        save_again(artifact, output, preprocess=replace(config.preprocess, **{name: value}))
+        with pytest.raises(ArtifactError, match=rf"preprocess\.{name}"):
+            load_model(output)
+
+
 def _edit_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     value = json.loads((folder / "config.json").read_text())
     change(value)
@@ -144,6 +210,11 @@ def _edit_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None
         (lambda v: v["decision"].update(tau=0.25), "altered"),
         (lambda v: v["encoder_spec"].update(digest="0" * 64), "altered"),
         (lambda v: v["head"].update(num_heads=4), "altered"),
+        (lambda v: v["encoder"].update(seed=7), "altered"),
+        (lambda v: v["preprocess"].update(resize="crop"), "preprocess.*crop"),
+        (lambda v: v["preprocess"].update(mean=[0.1, 0.2]), "preprocess.mean"),
+        (lambda v: v["preprocess"].update(orientation="up"), "orientation"),
+        (lambda v: v["preprocess"].pop("interpolation"), "interpolation"),
         (lambda v: v.update(note="hello"), "note"),
         (lambda v: v["head"].pop("positions"), "positions"),
     ],

@@ -53,6 +53,25 @@ def test_gate_gives_dropped_keys_a_finite_gradient() -> None:
     assert grad[0, 0, 0, 3] != 0
 
 
+def test_a_leak_is_the_official_softmax() -> None:
+    query, key, value = (part.double() for part in parts(5, scale=6.0))
+    allowed = torch.tensor([True, False, True, False, False])[None, None, None]
+    found = attend(query, key, value, allowed=allowed, leak=1e-6)
+    logits = query @ key.transpose(-1, -2) / 2.0
+    powers = (logits - logits.max(dim=-1, keepdim=True).values).exp() * allowed
+    weights = (powers + 1e-6 / 5) / (powers.sum(dim=-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(found, weights @ value, rtol=1e-5, atol=1e-6)
+    strict = attend(query, key, value, allowed=allowed)
+    assert (found - strict).abs().max() > 0.01  # and not the strict one
+
+
+def test_with_a_leak_and_no_allowed_key_all_values_count_alike() -> None:
+    query, key, value = parts(6)
+    nothing = torch.zeros(1, 1, 1, 5, dtype=torch.bool)
+    found = attend(query, key, value, allowed=nothing, leak=1e-6)
+    torch.testing.assert_close(found, value.mean(dim=2, keepdim=True).expand_as(found))
+
+
 def test_gate_opens_nothing_that_is_not_allowed() -> None:
     query, key, value = parts(4)
     allowed = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]

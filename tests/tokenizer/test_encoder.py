@@ -1,17 +1,21 @@
 """Any image tower, read at the block that was asked for, and known by its weights."""
 
+import importlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from schemas.errors import ArtifactError
 from tokenizer.config import EncoderConfig, TokenizerConfig
-from tokenizer.encoder import Encoder, encoder_folder
+from tokenizer.encoder import Encoder, encoder_folder, folder_reference
 
 ClipFolder = Callable[..., Path]
 
@@ -129,6 +133,62 @@ def test_broken_weights_are_an_error(tmp_path: Path, make_clip_folder: ClipFolde
 def test_name_without_weights_is_refused(model: str) -> None:
     with pytest.raises(ArtifactError, match=model):
         Encoder.load(EncoderConfig(model=model, pretrained=None))
+
+
+def write_timm_folder(folder: Path) -> Path:
+    """A small timm ViT with random weights, as timm itself saves one."""
+    timm: Any = importlib.import_module("timm")
+    options = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **options)
+    timm.models.save_for_hf(
+        model, folder, model_args=options, safe_serialization=True, model_config={"num_classes": 5}
+    )
+    return folder
+
+
+def test_a_timm_folder_is_read_whole(tmp_path: Path) -> None:
+    folder = write_timm_folder(tmp_path / "timm")
+    (tmp_path / "timm" / "model.safetensors").rename(folder / "weights.safetensors")
+    config = EncoderConfig(model="timm:local-dir:../timm", feature_layer=-1)
+    encoder = Encoder.load(config, base=folder)
+    assert (encoder.spec.grid, encoder.spec.width) == (2, 48)
+    assert os.fspath(tmp_path) not in json.dumps(encoder.spec.architecture)
+    stored = load_file(folder / "weights.safetensors")
+    loaded = encoder.tower.state_dict()
+    assert all(np.array_equal(loaded[name].numpy(), array) for name, array in stored.items())
+    assert folder_reference(config.model, "encoder") == "timm:local-dir:encoder"
+    assert folder_reference("local-dir:x", "encoder") == "local-dir:encoder"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("norm.bias"), "'norm.bias' is missing"),
+        (lambda arrays: arrays.update(extra=np.zeros(2)), "'extra' is unexpected"),
+        (lambda arrays: arrays.update({"head.bias": np.zeros(9)}), "'head.bias' has shape"),
+    ],
+)
+def test_a_timm_folder_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    """timm itself would go on with a classifier of another size."""
+    folder = write_timm_folder(tmp_path / "timm")
+    arrays = load_file(folder / "model.safetensors")
+    change(arrays)
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(ArtifactError, match=message):
+        Encoder.load(EncoderConfig(model=f"timm:local-dir:{folder}"))
+
+
+def test_a_timm_folder_that_lacks_something_is_named(tmp_path: Path) -> None:
+    folder = write_timm_folder(tmp_path / "timm")
+    model = f"timm:local-dir:{folder}"
+    save_file(load_file(folder / "model.safetensors"), folder / "again.safetensors")
+    with pytest.raises(ArtifactError, match=r"2 \.safetensors files"):
+        Encoder.load(EncoderConfig(model=model))
+    (folder / "config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"no config\.json .* timm's layout"):
+        Encoder.load(EncoderConfig(model=model))
 
 
 def test_unknown_timm_model_is_named() -> None:

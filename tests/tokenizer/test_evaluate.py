@@ -20,8 +20,8 @@ from tokenizer.report import format_table
 
 
 @pytest.fixture(scope="module")
-def result(artifact: str, images: list[bytes]) -> dict[str, Any]:
-    return evaluate(artifact, images, max_images=60)
+def result(drawing_artifact: str, images: list[bytes]) -> dict[str, Any]:
+    return evaluate(drawing_artifact, images, max_images=60)
 
 
 def test_result_is_json(result: dict[str, Any]) -> None:
@@ -68,12 +68,70 @@ def test_table_has_every_measurement(result: dict[str, Any]) -> None:
         "retrieval",
         "bfloat16",
         "images a second",
+        "bits a picture",
+        "mean of all pictures",
+        "PSNR",
     ):
         assert part in table
     usage = f"{result['codebook']['codebook_usage']:.3f}"
     assert usage in next(line for line in table.splitlines() if "usage" in line)
     lines = [line for line in table.splitlines() if not line.startswith("FAILURE")]
-    assert max(len(line) for line in lines) <= 100
+    assert max(len(line) for line in lines) <= 80
+    assert next(line for line in lines[::-1] if line).startswith("raw cosine")
+
+
+def test_drawn_pictures_stand_beside_the_mean_picture(result: dict[str, Any]) -> None:
+    pictures = result["pictures"]
+    assert pictures["num_images"] == 60
+    assert pictures["drawn"]["l1"] < pictures["mean_picture"]["l1"]
+    assert pictures["drawn"]["psnr"] > pictures["mean_picture"]["psnr"]
+    assert -1 <= pictures["mean_picture"]["cosine"] < pictures["drawn"]["cosine"] <= 1
+
+
+def test_bits_are_those_of_the_words(result: dict[str, Any]) -> None:
+    bits, words = result["bits"], result["words"]
+    assert bits["mean"] == pytest.approx(words["all"]["mean"] * np.log2(64 + 48))
+    assert bits["per_pixel"] == pytest.approx(bits["mean"] / 32**2)
+    assert 0 < bits["entropy_coded"] <= bits["mean"]
+
+
+def test_without_decoders_the_rest_is_measured(artifact: str, images: list[bytes]) -> None:
+    found = evaluate(artifact, images[:20])
+    assert found["pictures"] is None
+    assert "no pixel decoder" in format_table(found)
+    bare = found | {"reconstruction": None, "retrieval": None}
+    bare["failures"] = find_failures(bare)
+    table = format_table(bare)
+    assert "no decoder" in table
+    assert "codebook usage" in table
+
+
+def test_what_is_plainly_wrong_is_a_failure(result: dict[str, Any]) -> None:
+    sound = result | {
+        "reconstruction": result["reconstruction"] | {"sampled_less_deployed": 0.0},
+        "codebook": {"codebook_usage": 0.95, "codebook_perplexity": 40, "vectors_per_code": 30},
+        "agreement": {"batch_shape": {"codes": 1.0}, "bfloat16": {"codes": 0.98}},
+    }
+    assert find_failures(sound) == []
+    pictures = sound["pictures"]
+    means = sound["reconstruction"]["centred"]["place_mean"]
+    for changed, told in (
+        ({"codebook": sound["codebook"] | {"codebook_usage": 0.5}}, "50.0% of the codes"),
+        ({"agreement": sound["agreement"] | {"bfloat16": {"codes": 0.9}}}, "bfloat16"),
+        ({"agreement": sound["agreement"] | {"batch_shape": {"codes": 0.9}}}, "batch shapes"),
+        ({"pictures": pictures | {"drawn": pictures["mean_picture"]}}, "mean picture"),
+        (
+            {
+                "reconstruction": sound["reconstruction"]
+                | {"centred": {"deployed": means, "place_mean": means}}
+            },
+            "mean of each place",
+        ),
+    ):
+        (failure,) = find_failures(sound | changed)
+        assert told in failure
+    few = sound["codebook"] | {"codebook_usage": 0.5, "vectors_per_code": 5}
+    assert find_failures(sound | {"codebook": few}) == []  # unused codes may be chance
 
 
 def test_gap_is_a_failure_only_if_deployed_is_worse(result: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import pytest
 import torch
 
+from schemas.errors import SourceError
 from tokenizer.config import EncoderConfig
 from tokenizer.encoder import Encoder
 from tokenizer.features import FeatureSource, shuffled_batches, spread_indices
@@ -39,7 +40,9 @@ def encoder(clip_folder: Path) -> Encoder:
     return Encoder.load(EncoderConfig(model=f"local-dir:{clip_folder}"))
 
 
-def source(images: Sequence[bytes], encoder: Encoder, *, cache_bytes: int) -> FeatureSource:
+def source(
+    images: Sequence[bytes], encoder: Encoder, *, cache_bytes: int = 1 << 30, **options: Any
+) -> FeatureSource:
     return FeatureSource(
         images,
         encoder,
@@ -47,6 +50,7 @@ def source(images: Sequence[bytes], encoder: Encoder, *, cache_bytes: int) -> Fe
         cache_bytes=cache_bytes,
         statistics_images=1000,
         device="cpu",
+        **options,
     )
 
 
@@ -71,6 +75,60 @@ def test_features_and_statistics_are_the_encoders(
     close(found.deviation, flat.std(dim=0, correction=0))
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_images_are_held_out_by_content(
+    images: list[bytes], encoder: Encoder, cache_bytes: int
+) -> None:
+    share: dict[str, Any] = {"validation_share": 0.3, "cache_bytes": cache_bytes}
+    found = source(images[:40], encoder, **share)
+    held_out = {images[index] for index in found.held_out.tolist()}
+    assert 4 < len(held_out) < 20
+    assert len(found) + len(held_out) == 40
+    assert not held_out & {images[index] for index in found.training.tolist()}
+    assert {*found.sample.tolist()} == {*found.training.tolist()}
+    # In another order and company the same images are held out.
+    other = source([*images[50:60], *images[39::-1]], encoder, **share)
+    assert held_out == {other.images[i] for i in other.held_out.tolist()} & {*images[:40]}
+    # What is held out has no say in the statistics.
+    flat = encoder(
+        preprocess_images([found.images[i] for i in found.training], config=encoder.preprocess)
+    ).flatten(0, 1)
+    torch.testing.assert_close(found.mean, flat.mean(dim=0), rtol=1e-3, atol=1e-3)
+
+
+def test_a_share_that_holds_out_nothing_is_refused(images: list[bytes], encoder: Encoder) -> None:
+    with pytest.raises(SourceError, match="0 of 3 images fall into the held-out share"):
+        source(images[:3], encoder, validation_share=1e-6)
+
+
+def test_the_digest_is_of_the_images_and_their_order(images: list[bytes], encoder: Encoder) -> None:
+    digest = source(images[:10], encoder).digest
+    assert source([*images[:10]], encoder, validation_share=0.5).digest == digest
+    for other in (images[:9], images[9::-1], [*images[:9], images[10]]):
+        assert source(other, encoder).digest != digest
+
+
+def test_pixels_are_what_the_encoder_gets(images: list[bytes], encoder: Encoder) -> None:
+    lazy = Counted(images[:20])
+    side = encoder.preprocess.image_size
+    found = source(lazy, encoder, pixel_cache_bytes=2 * 3 * side * side)
+    indices = torch.tensor([7, 2, 7, 9])
+    expected = preprocess_images(
+        [images[index] for index in indices.tolist()], config=encoder.preprocess
+    )
+    for _ in range(2):
+        assert torch.equal(found.pixels(indices), expected)
+    # 20 for the features; two pictures fit the cache, the third is decoded anew.
+    assert lazy.asked == 20 + 3 + 1
+
+
+def test_parts_are_batches_in_order(images: list[bytes], encoder: Encoder) -> None:
+    found = source(images[:20], encoder)
+    parts = list(found.parts(torch.arange(19, -1, -1)))
+    assert [total for _, total in parts] == [8, 8, 4]
+    assert torch.equal(torch.cat([part for part, _ in parts]), found(torch.arange(19, -1, -1)))
+
+
 def test_batches_visit_everything_before_anything_twice() -> None:
     batches = list(islice(shuffled_batches(10, batch_size=4, seed=3), 5))
     seen = torch.cat(batches)
@@ -80,6 +138,12 @@ def test_batches_visit_everything_before_anything_twice() -> None:
     again = torch.cat(list(islice(shuffled_batches(10, batch_size=4, seed=3), 5)))
     assert torch.equal(again, seen)
     assert not torch.equal(seen[:10], seen[10:])
+
+
+def test_skipped_batches_are_those_that_came_before() -> None:
+    whole = list(islice(shuffled_batches(10, batch_size=4, seed=3), 9))
+    rest = list(islice(shuffled_batches(10, batch_size=4, seed=3, skip=6), 3))
+    assert all(torch.equal(*pair) for pair in zip(whole[6:], rest, strict=True))
 
 
 def test_set_smaller_than_a_batch() -> None:

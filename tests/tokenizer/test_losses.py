@@ -24,8 +24,8 @@ def test_commitment_moves_vectors_and_not_codes() -> None:
 
 def test_ratio_is_over_the_batch_and_never_per_image() -> None:
     uneven = torch.cat([torch.ones(1, 9), torch.zeros(2, 9)])
-    assert float(ratio_loss(uneven, keep_share=1 / 3)) == pytest.approx(0.0, abs=1e-9)
-    assert float(ratio_loss(uneven, keep_share=0.5)) == pytest.approx(1 / 36)
+    assert float(ratio_loss(uneven.mean(), keep_share=1 / 3)) == pytest.approx(0.0, abs=1e-9)
+    assert float(ratio_loss(uneven.mean(), keep_share=0.5)) == pytest.approx(1 / 36)
 
 
 def test_error_regression_sees_dropped_patches_only() -> None:

@@ -1,5 +1,6 @@
 """Computing kept rows alone equals computing all, and dropped patches still speak."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -51,6 +52,25 @@ def test_pruned_equals_dense(mask: torch.Tensor, positions: str, padding: int) -
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
     close(pruned[valid], take_rows(dense, rows.kept)[valid])
     close(gated[mask], dense[mask])
+
+
+@given(MASKS)
+@settings(max_examples=10, deadline=None)
+def test_leaky_rows_are_those_of_the_dense_computation(mask: torch.Tensor) -> None:
+    torch.manual_seed(1)
+    config = replace(CONFIGS["none"], masking="leaky")
+    leaky = Merger(WIDTH, grid=GRID, config=config)
+    leaky.load_state_dict(MERGERS["none"].state_dict())
+    features = torch.randn(len(mask), 16, WIDTH)
+    rows = Rows.tight(mask)
+    with torch.no_grad():
+        dense = leaky.forward_dense(features, mask)
+        found = leaky(features, rows)
+        strict = MERGERS["none"](features, rows)
+    valid = rows.kept_valid
+    assert torch.equal(found[valid], take_rows(dense, rows.kept)[valid])
+    assert not torch.equal(found[valid], strict[valid])
+    assert torch.equal(rows.keep_mask(16), mask)
 
 
 @given(MASKS)

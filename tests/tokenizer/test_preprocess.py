@@ -46,6 +46,18 @@ def test_orientation_is_applied() -> None:
     assert found[:, 0].max() == 0
 
 
+def test_orientation_is_left_alone_where_that_is_declared() -> None:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = [encoded(pixels, exif=exif), encoded(pixels)]
+    for orientation, same in (("stored", True), ("exif", False)):
+        config = PreprocessConfig(image_size=16, orientation=orientation)
+        tagged, plain = preprocess_images(data, config=config)
+        assert torch.equal(tagged, plain) == same
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     buffer = io.BytesIO()

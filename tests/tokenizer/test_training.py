@@ -13,7 +13,10 @@ import torch
 from schemas.errors import ArtifactError, CorruptShardError, SourceError
 from tokenizer.artifact import read_fingerprint
 from tokenizer.config import DecisionConfig, TokenizerConfig, TrainConfig
+from tokenizer.fsq import with_fsq
+from tokenizer.merger import Rows
 from tokenizer.model import load_model
+from tokenizer.preprocess import preprocess_images
 from tokenizer.tokenize import DynamicTokenizer
 from tokenizer.training import train
 
@@ -70,8 +73,10 @@ def test_same_seed_same_artifact(
         ({"quantizer": "simvq"}, DecisionConfig(rule="budget")),
         ({"precision": "bfloat16"}, DecisionConfig(rule="fixed", num_kept=9)),
         ({"cache_bytes": 0}, DecisionConfig()),
+        ({"quantizer": "fsq"}, DecisionConfig()),
+        ({"quantizer": "fsq", "objective": "gumbel"}, DecisionConfig(rule="budget")),
     ],
-    ids=["gumbel", "simvq-budget", "bfloat16-fixed", "uncached"],
+    ids=["gumbel", "simvq-budget", "bfloat16-fixed", "uncached", "fsq", "fsq-gumbel-budget"],
 )
 def test_every_way_gives_a_working_tokenizer(
     small_config: TokenizerConfig,
@@ -90,6 +95,83 @@ def test_every_way_gives_a_working_tokenizer(
         assert set(kept.tolist()) == {9}
     else:
         assert kept.mean() / 64 == pytest.approx(1 / 3, abs=0.1)
+        assert result["metrics"]["keep_share"] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_levels_of_fsq_are_chosen_or_given(
+    small_config: TokenizerConfig, images: list[bytes], tmp_path: Path
+) -> None:
+    settings = replace(SHORT, quantizer="fsq")
+    chosen = run(images[:20], small_config, tmp_path / "chosen", train=settings)
+    assert load_model(chosen["output"])[0].config.head.fsq_levels == (8, 8)
+    head = with_fsq(small_config.head, levels=[5, 4, 3])
+    given = run(images[:20], replace(small_config, head=head), tmp_path / "given", train=settings)
+    artifact, _, model = load_model(given["output"])
+    assert artifact.config.head == head
+    assert "codebook.vectors" not in artifact.tensors
+    assert model.codebook.vectors.shape == (60, 3)
+    codes = DynamicTokenizer.load(given["output"]).encode(images[:5])
+    assert len(codes) == 5
+
+
+@pytest.mark.parametrize(
+    ("head", "quantizer", "told"),
+    [
+        ({"code_rule": "euclidean"}, "ema", "code rule 'euclidean'"),
+        ({"masking": "leaky"}, "ema", "masking 'leaky'"),
+        ({"decoder_blocks": 0}, "ema", "without a decoder"),
+    ],
+)
+def test_heads_that_cannot_be_trained_are_refused(
+    small_config: TokenizerConfig,
+    images: list[bytes],
+    tmp_path: Path,
+    head: dict[str, Any],
+    quantizer: str,
+    told: str,
+) -> None:
+    config = replace(small_config, head=replace(small_config.head, **head))
+    with pytest.raises(ArtifactError, match=told):
+        run(images, config, tmp_path / "out", train=replace(SHORT, quantizer=quantizer))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_grid_is_not_continued_as_a_codebook(
+    small_config: TokenizerConfig, images: list[bytes], tmp_path: Path
+) -> None:
+    head = with_fsq(small_config.head)
+    with pytest.raises(ArtifactError, match="cannot be trained with quantizer 'ema'"):
+        run(images, replace(small_config, head=head), tmp_path / "out")
+
+
+def test_pictures_and_their_decoder_leave_the_head_as_it_is(
+    small_config: TokenizerConfig, images: list[bytes], tmp_path: Path
+) -> None:
+    plain = run(images[:40], small_config, tmp_path / "plain")
+    config = replace(small_config, head=replace(small_config.head, pixel_width=8))
+    settings = replace(SHORT, pictures_every_steps=8, pixel_every_steps=2, pixel_images=4)
+    drawn = run(images[:40], config, tmp_path / "drawn", train=settings)
+    assert drawn["fingerprint"] == plain["fingerprint"]
+    weights = load_model(plain["output"])[0].tensors
+    others = load_model(drawn["output"])[0].tensors
+    for name, weight in weights.items():
+        assert np.array_equal(others[name], weight), name
+    assert {name for name in others if name.startswith("pixels.")}
+    assert 0 < drawn["metrics"]["pixel_l1"] < 2
+    assert "pixel_l1" not in plain["metrics"]
+
+
+def test_projected_vectors_keep_their_length(artifact: str, images: list[bytes]) -> None:
+    """Only directions count, so nothing but the norm before the projection holds their length."""
+    _, encoder, model = load_model(artifact)
+    features = encoder(preprocess_images(images[:20], config=encoder.preprocess))
+    merger = model.merger
+    for scale in (1.0, 100.0):
+        rows = Rows.tight(torch.ones(20, 64, dtype=torch.bool))
+        merged = merger(model.standardize(features) * scale, rows)
+        lengths = model.code_proj(merged).norm(dim=-1)
+        assert 0.1 < float(lengths.mean()) < 10
+        assert float(merged.square().mean()) == pytest.approx(1.0, abs=0.5)
 
 
 def test_selector_and_rule_are_fixed_in_the_last_phase(
@@ -118,6 +200,7 @@ def test_continues_from_an_artifact(
 
     def progress(step: int, num_steps: int, metrics: dict[str, float]) -> None:
         steps.append((step, num_steps))
+        assert metrics.pop("seconds_left") >= 0
         reports.append(metrics)
 
     result = run(images, small_config, tmp_path / "next", start=artifact, progress=progress)

@@ -3,6 +3,8 @@
 import typer
 
 from jobs.commands.tokenizer.evaluate import evaluate
+from jobs.commands.tokenizer.gate import gate
+from jobs.commands.tokenizer.import_lavit import import_lavit
 from jobs.commands.tokenizer.train import train
 
 tokenizer = typer.Typer(
@@ -10,3 +12,5 @@ tokenizer = typer.Typer(
 )
 tokenizer.command()(train)
 tokenizer.command("eval")(evaluate)
+tokenizer.command()(gate)
+tokenizer.command("import-lavit")(import_lavit)

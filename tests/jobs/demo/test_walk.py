@@ -31,6 +31,8 @@ def test_the_whole_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     page = report.read_text()
     assert "data:image/jpeg;base64" in page
     assert "as expected" in page
+    assert "Pictures from captions" in page
+    assert "drawn from the stored codes" in page
     catalog = Catalog(Store(tmp_path / "demo" / "corpus"))
     assert catalog.numbers() == [1, 2, 3]
     first, second = (catalog.read(number) for number in (2, 3))

@@ -14,11 +14,13 @@ from jobs.report.charts import (
     WIDTH,
     Bars,
     Line,
+    Stack,
     format_number,
     histogram,
     line_chart,
     nice_ticks,
     rank_chart,
+    stack_chart,
 )
 from jobs.report.data import Mark
 
@@ -217,3 +219,26 @@ def test_names_are_escaped() -> None:
     svg = histogram([Bars(name="<b>&", values=values)], x_label="<x>", y_label='"y"')
     assert "<b>" not in svg
     assert "<x>" in _texts(svg)
+
+
+def test_a_stack_s_parts_are_as_high_as_their_values_and_on_each_other() -> None:
+    stacks = [Stack(name="v1", values=(30.0, 0.0)), Stack(name="v2", values=(10.0, 40.0))]
+    svg = stack_chart(stacks, names=("made", "taken over"), x_label="version", y_label="tokens")
+    bars = _elements(svg, "rect")
+    heights = [float(bar.get("height", 0)) for bar in bars]
+    assert len(bars) == 3  # what is nothing has no bar
+    assert heights[0] / heights[1] == pytest.approx(3, rel=0.02)
+    assert heights[2] / heights[1] == pytest.approx(4, rel=0.02)
+    lower, upper = bars[1], bars[2]
+    assert float(upper.get("y", 0)) + heights[2] == pytest.approx(float(lower.get("y", 0)), abs=0.2)
+    assert "v2: 40 tokens taken over" in svg
+    assert {"v1", "v2"} <= set(_texts(svg))
+
+
+def test_names_of_many_stacks_do_not_touch() -> None:
+    stacks = [Stack(name=f"v{number}", values=(1.0,)) for number in range(1, 41)]
+    svg = stack_chart(stacks, names=("made",), x_label="version", y_label="tokens")
+    named = [text for text in _texts(svg) if text.startswith("v") and text != "version"]
+    assert named[-1] == "v40"
+    assert len(named) <= 14
+    assert len(_elements(svg, "rect")) == 40

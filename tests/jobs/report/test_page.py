@@ -14,6 +14,7 @@ from jobs.report.data import (
     CodebookUsage,
     Contamination,
     CurveLine,
+    DrawnCaption,
     DuplicateCluster,
     Duplicates,
     Example,
@@ -32,6 +33,7 @@ from jobs.report.data import (
     StateHosts,
     ThresholdEdge,
     TrainingCurve,
+    VersionEntry,
 )
 from jobs.report.page import render_report, write_report
 from schemas.errors import SourceError, StorageError
@@ -40,6 +42,7 @@ from tests.jobs.report.parsed import ParsedPage
 SECTIONS = {
     "facts": "facts",
     "findings": "findings",
+    "history": "history",
     "states": "ledger",
     "hosts": "hosts",
     "funnel": "funnel",
@@ -52,6 +55,7 @@ SECTIONS = {
     "gallery": "gallery",
     "curves": "curves",
     "samples": "samples",
+    "drawn_captions": "drawn",
 }
 """Field of ReportData -> id of its section."""
 
@@ -73,6 +77,23 @@ def data() -> ReportData:
             Finding(what="duplicates", found="89", expected="90", good=False),
             Finding(what="wrong captions", found="240", expected="240", good=True, note="all"),
             Finding(what="words", found="14", expected="some"),
+        ),
+        history=(
+            VersionEntry(
+                number=2,
+                time="2026-01-02 03:04:05 UTC",
+                note="tightened",
+                complete=False,
+                changes=("select.size: min_side >= 64 -> min_side >= 128",),
+                made="selected 3, tokens 2",
+                encoded="subset 1,200",
+                num_records=2610,
+                num_tokens=400_000,
+                num_tokens_made=100_000,
+                took="12 min",
+                cost="0.42",
+                lacks_price=True,
+            ),
         ),
         states=(
             LedgerState(state="http_5xx", num_rows=25, reasons={"500": 20, "503": 5}),
@@ -138,7 +159,11 @@ def data() -> ReportData:
         codebook=CodebookUsage(counts=rng.integers(0, 3, 256)),
         gallery=(
             GalleryPicture(
-                image=scene.jpeg(), keep_mask=np.arange(64) < 9, grid=8, caption=scene.caption
+                image=scene.jpeg(),
+                keep_mask=np.arange(64) < 9,
+                grid=8,
+                drawn=np.full((64, 64, 3), 90, np.uint8),
+                caption=scene.caption,
             ),
         ),
         curves=(
@@ -156,6 +181,14 @@ def data() -> ReportData:
                 marks=score_caption(said, scene),
             ),
         ),
+        drawn_captions=(
+            DrawnCaption(
+                caption=scene.caption,
+                image=scene.jpeg(),
+                from_codes=np.full((64, 64, 3), 90, np.uint8),
+                from_caption=np.full((64, 64, 3), 180, np.uint8),
+            ),
+        ),
     )
 
 
@@ -164,7 +197,7 @@ def test_a_full_page_has_every_section_and_needs_nothing_else(data: ReportData) 
     page = ParsedPage(html)
     assert page.ids == set(SECTIONS.values())
     assert page.tags.isdisjoint({"script", "link", "iframe", "object"})
-    assert len(page.addresses) == 7
+    assert len(page.addresses) == 11
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
     assert "url(" not in html
     assert "@import" not in html
@@ -173,7 +206,7 @@ def test_a_full_page_has_every_section_and_needs_nothing_else(data: ReportData) 
 
 def test_every_field_is_a_section_or_the_head() -> None:
     samples = {"ledger_sample", "pair_sample", "picture_sample", "token_sample"}
-    known = {*SECTIONS, *samples, "title", "subtitle", "num_pairs"}
+    known = {*SECTIONS, *samples, "title", "subtitle", "num_pairs", "why_not_drawn"}
     assert {field.name for field in fields(ReportData)} == known
 
 
@@ -183,6 +216,15 @@ def test_a_section_without_data_is_left_out(data: ReportData, name: str) -> None
     absent: dict[str, Any] = {name: None if name in single else ()}
     empty = replace(data, **absent)
     assert ParsedPage(render_report(empty)).ids == set(SECTIONS.values()) - {SECTIONS[name]}
+
+
+def test_what_cannot_be_drawn_is_said(data: ReportData) -> None:
+    (picture,) = data.gallery
+    why = replace(data, gallery=(replace(picture, drawn=None),), why_not_drawn="it is <gone>")
+    html = render_report(why)
+    assert len(ParsedPage(html).addresses) == 10
+    assert "Nothing is drawn from codes: it is &lt;gone&gt;." in " ".join(html.split())
+    assert "drawn from the stored codes alone" not in html
 
 
 def test_a_page_may_be_empty() -> None:
@@ -195,6 +237,10 @@ def test_the_page_shows_the_numbers(data: ReportData) -> None:
     text = " ".join(ParsedPage(render_report(data)).text.split())
     assert "All 2,875 rows are in exactly one state" in text
     assert "500 20, 503 5" in text
+    assert "select.size: min_side >= 64 -> min_side >= 128" in text
+    assert "selected 3, tokens 2" in text
+    assert "subset 1,200 2,610 400,000 12 min 0.42" in text
+    assert "Hours of GPUs have no price" in text
     assert "2,610 of 2,850 pairs (91.6%) pass every rule" in text
     assert "25 of 2,000 rows (1.2%) of 9 of 40 hosts" in text
     assert "50.0% of 50" in text

@@ -3,12 +3,20 @@
 Compares, at the same batch size: (a) the encoder's forward pass, (b) codes through the dense
 merger, which computes all patches, (c) codes as deployed, from kept rows in buckets; then the head
 alone on features that are there already, dense and kept; and (d) the deployed call on JPEGs, which
-decodes on one thread. Weights of `lavit` are random, `tiny` has its own encoder; thresholds are set
-so that 94 of 256 patches are kept on average. Prints a table, then one JSON line.
+decodes on one thread. Works take turns in every round, and the best round of each counts, so that
+what else runs on the machine hits all alike; on a CPU seconds are those of CPU time. Weights of
+`lavit` and `vit-b-32` are random, `tiny` has its own encoder; the decision keeps 94 of 256 patches.
+Prints a table, then one JSON line.
 
-    python benchmarks/encode.py --config lavit --device cuda --batch-size 32 64 128
+How fast (c) could be: the encoder's measured rate times F_encoder / (F_encoder + F_head), where
+F counts the floating-point operations of matrix products and attention of an image
+(FlopCounterMode), the head's without any padding: selector of all patches; merger, projection and
+codebook of just the image's kept rows.
+
+    python -m benchmarks.tokenizer --config lavit --device cuda --batch-size 32 64 128
 
 `--head-only` draws features in place of an encoder, which a CPU has no time for at `lavit`'s size.
+Run it as a module: as a script, its folder would hide the package of the same name.
 """
 
 import argparse
@@ -23,13 +31,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from tokenizer.artifact import Artifact, ArtifactConfig, EncoderSpec
-from tokenizer.config import DecisionConfig, PreprocessConfig, TokenizerConfig
+from tokenizer.artifact import FORMAT, Artifact, ArtifactConfig, EncoderSpec
+from tokenizer.config import DecisionConfig, EncoderConfig, PreprocessConfig, TokenizerConfig
 from tokenizer.decision import decide
-from tokenizer.encoder import Encoder
+from tokenizer.encoder import RANDOM, Encoder
+from tokenizer.merger import Rows
 from tokenizer.model import TokenizerModel
 from tokenizer.preprocess import preprocess_images
 from tokenizer.tokenize import DynamicTokenizer, ExecutionConfig
@@ -75,19 +86,34 @@ def draw_jpegs(count: int) -> list[bytes]:
     return images
 
 
+def declared(name: str) -> TokenizerConfig:
+    """A preset, or `tiny`'s head on ViT-B-32."""
+    if name == "vit-b-32":
+        return TokenizerConfig.preset(
+            "tiny", encoder=EncoderConfig(model="ViT-B-32", pretrained=RANDOM)
+        )
+    config = TokenizerConfig.preset(name)
+    if name == "lavit":
+        return replace(config, encoder=replace(config.encoder, pretrained=RANDOM))
+    return config
+
+
 def build(options: argparse.Namespace) -> tuple[Any, TokenizerModel, TokenizerConfig]:
     """Encoder and head, drawn from a seed."""
     torch.manual_seed(0)
-    config = TokenizerConfig.preset(options.config)
+    config = declared(options.config)
     if options.head_only:
         encoder: Any = NoEncoder()
     else:
-        if options.config == "lavit":
-            config = replace(config, encoder=replace(config.encoder, pretrained="random"))
         encoder = Encoder.load(config.encoder).to(options.device)
     spec = encoder.spec
     with torch.device(options.device):
-        model = TokenizerModel(config.head, encoder_width=spec.width, grid=spec.grid)
+        model = TokenizerModel(
+            config.head,
+            encoder_width=spec.width,
+            grid=spec.grid,
+            image_size=encoder.preprocess.image_size,
+        )
     return encoder, model.eval().requires_grad_(False), config
 
 
@@ -102,7 +128,7 @@ def assemble(
 ) -> DynamicTokenizer:
     """The deployed tokenizer around them."""
     artifact = ArtifactConfig(
-        format=1,
+        format=FORMAT,
         encoder=config.encoder,
         encoder_spec=encoder.spec,
         preprocess=encoder.preprocess,
@@ -211,23 +237,72 @@ def kept(setting: Setting, source: Source) -> tuple[Any, Any]:
         return setting.tokenizer.codes_of_features(source(setting), num_images=setting.num_images)
 
 
-def rate(work: Callable[[], Any], setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
-    """Images a second: the median of some repeats, and their spread."""
+def encoder_flops(setting: Setting) -> float:
+    """Floating-point operations of the encoder for an image."""
+    with setting.tokenizer.fixed_environment(), FlopCounterMode(display=False) as counter:
+        setting.tokenizer.encoder(setting.pixels[0])
+    return float(counter.get_total_flops()) / len(setting.pixels[0])
 
-    def seconds() -> float:
+
+def head_flops(tokenizer: DynamicTokenizer, counts: NDArray[np.int64]) -> float:
+    """The same of the head, on average over images with such kept counts, and without padding."""
+    model, spec = tokenizer.model, tokenizer.encoder.spec
+    with torch.device("meta"):
+        shapes = TokenizerModel(
+            model.config, encoder_width=spec.width, grid=spec.grid, image_size=spec.grid
+        )
+    of_count = {int(count): _head_flops(shapes.eval(), int(count)) for count in np.unique(counts)}
+    return statistics.mean(of_count[int(count)] for count in counts)
+
+
+def _head_flops(model: TokenizerModel, num_kept: int) -> int:
+    """Of one image, on shapes alone."""
+    num_patches = model.num_patches
+    with torch.device("meta"), torch.no_grad():
+        features = torch.empty(1, num_patches, model.mean.shape[0])
+        rows = Rows(
+            kept=torch.empty(1, num_kept, dtype=torch.int64),
+            kept_valid=torch.empty(1, num_kept, dtype=torch.bool),
+            dropped=torch.empty(1, num_patches - num_kept, dtype=torch.int64),
+            dropped_valid=torch.empty(1, num_patches - num_kept, dtype=torch.bool),
+        )
+        with FlopCounterMode(display=False) as counter:
+            model.keep_logits(features)
+            model.compress(features, rows)
+    search = 2 * num_kept * model.config.codebook_size * model.config.code_dim
+    return int(counter.get_total_flops()) + search
+
+
+def rates(
+    works: dict[str, Callable[[], Any]], setting: Setting, options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Images a second of each work: the best of some rounds, their median, and their spread."""
+    clock = time.perf_counter if options.device == "cuda" else time.process_time
+
+    def seconds(work: Callable[[], Any]) -> float:
         if options.device == "cuda":
             torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = clock()
         work()
         if options.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return clock() - began
 
     if options.warmup:
-        seconds()
-    rates = [setting.num_images / seconds() for _ in range(options.repeats)]
-    middle = statistics.median(rates)
-    return {"images_per_second": middle, "spread": (max(rates) - min(rates)) / middle}
+        for work in works.values():
+            seconds(work)
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(options.repeats):
+        for name, work in works.items():
+            found[name].append(setting.num_images / seconds(work))
+    return {
+        name: {
+            "images_per_second": max(values),
+            "median": statistics.median(values),
+            "spread": (max(values) - min(values)) / statistics.median(values),
+        }
+        for name, values in found.items()
+    }
 
 
 def measure(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
@@ -243,14 +318,25 @@ def measure(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     works["head_kept"] = lambda: kept(setting, given)
     if setting.jpegs and not options.no_jpegs:
         works["jpegs"] = lambda: setting.tokenizer.encode(setting.jpegs)
-    return {
+    result: dict[str, Any] = {
         "batch_size": setting.tokenizer.execution.batch_size,
         "num_images": setting.num_images,
         "kept_mean": float(mask.sum(axis=1).mean()),
         "kept_deviation": float(mask.sum(axis=1).std()),
         "codes_agree_with_dense": agree,
-        **{name: rate(work, setting, options) for name, work in works.items()},
+        "head_gflop": head_flops(setting.tokenizer, mask.sum(axis=1)) / 1e9,
+        **rates(works, setting, options),
     }
+    if setting.pixels:
+        whole = encoder_flops(setting) / 1e9
+        allowed = whole / (whole + result["head_gflop"])
+        reached = result["kept"]["images_per_second"] / result["encoder"]["images_per_second"]
+        result |= {
+            "encoder_gflop": whole,
+            "allowed_share_of_encoder_rate": allowed,
+            "reached_of_allowed": reached / allowed,
+        }
+    return result
 
 
 def show(result: dict[str, Any]) -> None:
@@ -261,7 +347,9 @@ def show(result: dict[str, Any]) -> None:
         f"{result['batch_size']:>5} {result['kept_mean']:>6.1f} +- {result['kept_deviation']:<5.1f}"
         + "".join(f"{rates[name]:>11.2f}" for name in names)
         + f" {rates['head_kept'] / rates['head_dense']:>7.2f} x"
-        f" {rates['kept'] / rates['encoder']:>7.1%} {result['codes_agree_with_dense']:>9.3%}",
+        f" {rates['kept'] / rates['encoder']:>7.1%}"
+        f" {result.get('allowed_share_of_encoder_rate', float('nan')):>8.1%}"
+        f" {result['codes_agree_with_dense']:>11.3%}",
         flush=True,
     )
 
@@ -269,14 +357,14 @@ def show(result: dict[str, Any]) -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="tiny", choices=["tiny", "lavit"])
+    parser.add_argument("--config", default="tiny", choices=["tiny", "vit-b-32", "lavit"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default=None, help="float32 or bfloat16 (default on CUDA)")
     parser.add_argument("--batch-size", nargs="+", type=int, default=[64])
     parser.add_argument("--batches", type=int, default=8, help="encoder batches of a call")
     parser.add_argument("--rule", default="threshold", choices=["threshold", "fixed"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the best counts")
     parser.add_argument("--warmup", type=int, default=1, choices=[0, 1])
     parser.add_argument("--head-only", action="store_true", help="lavit's head, no encoder")
     parser.add_argument("--no-jpegs", action="store_true")
@@ -295,7 +383,7 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, {options.config} {options.precision}")
     print(
         "batch   kept patches     encoder  (b) dense   (c) kept head dense  head kept   (d) JPEG"
-        "   gain    c / a  b equals c"
+        "      gain    c / a  allowed  b equals c"
     )
     built = build(options)
     jpegs = [] if options.head_only else draw_jpegs(64)

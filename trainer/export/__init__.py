@@ -1,0 +1,1 @@
+"""Versions in the formats of other loaders, document by document as the stream builds them."""
