@@ -33,7 +33,7 @@ check: $(INSTALLED)
 # Some tests race a real clock (sockets, deadlines, killed processes) and can lose where other work
 # takes the cores. What failed gets one more run, alone and in order; what fails then has failed.
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile || { test $$? -eq 1 && \
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder || { test $$? -eq 1 && \
 		$(BIN)/pytest --last-failed --last-failed-no-failures none; }
 
 chaos: $(INSTALLED)

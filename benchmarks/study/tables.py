@@ -121,12 +121,12 @@ def language_table(results: Results) -> str:
     head = [
         "arm",
         "tokens a pair",
-        "caption loss, equal tokens",
-        "equal pairs",
-        "another's picture",
-        "attributes right, equal tokens",
-        "equal pairs",
-        "another's picture",
+        "loss, equal tokens",
+        "loss, equal pairs",
+        "loss, another's picture",
+        "right, equal tokens",
+        "right, equal pairs",
+        "right, another's picture",
     ]
     rows = []
     for arm in LENGTH_ARMS:

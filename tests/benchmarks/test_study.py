@@ -38,8 +38,8 @@ BUDGET = Budget(
     sequence_length=64,
     rows_per_step=4,
 )
-CHOSEN = [BY_NAME[name] for name in ("threshold", "all", "gumbel", "fsq", "photos-ema")]
-READ = [BY_NAME[name] for name in ("threshold", "unplaced", "all", "gumbel")]
+CHOSEN = [BY_NAME[name] for name in ("threshold", "all", "fsq", "photos-ema")]
+READ = [BY_NAME[name] for name in ("threshold", "unplaced", "all")]
 """Arms whose words a language model reads."""
 FREE = {"license": "Attribution License", "license_url": "http://a.example/by"}
 
@@ -111,7 +111,7 @@ def test_arms_differ_in_what_they_name(study: Study) -> None:
     kept = {name: item["words"]["codes"] for name, item in found.items()}
     assert (kept["all"]["p5"], kept["all"]["p95"]) == (64, 64)
     assert kept["threshold"]["p5"] < kept["threshold"]["p95"]
-    assert found["unplaced"] == found["threshold"] != found["gumbel"]
+    assert found["unplaced"] == found["threshold"] != found["fsq"]
     words = {arm.name: results.language(arm, "tokens")[0]["tokens_per_pair"] for arm in READ}
     assert words["unplaced"] < words["threshold"] < words["all"]
 

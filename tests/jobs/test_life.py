@@ -1,10 +1,9 @@
-"""A short life of a corpus under kills; `make chaos` lives a long one."""
+"""A short life of a corpus under kills; `make chaos` lives a long one, on an object store too."""
 
 from pathlib import Path
 
 import pytest
 
-from schemas.storage import CACHE_VARIABLE
 from tests.chaos import life
 from tests.jobs.conftest import Tokenizers
 
@@ -14,19 +13,16 @@ NUM_ROWS = 16
 @pytest.mark.ray
 @pytest.mark.slow
 def test_however_often_it_is_killed_every_digest_is_the_undisturbed_one(
-    tmp_path: Path, tokenizers: Tokenizers, s3: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizers: Tokenizers
 ) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    kills = {"local": 5, "s3": 4}
-    results = life.run(
+    (result,) = life.run(
         tmp_path / "lives",
         tokenizers,
-        kills=kills,
-        steps=("encode", "recode", "remove", "gc"),
+        kills={"local": 4},
+        steps=("encode", "recode"),
         num_rows=NUM_ROWS,
         seed=2,
-        s3=s3,
+        s3=None,
     )
     # A step that is through before its kill comes passes it on; the last may be one, too.
-    assert all(len(result.kills) >= kills[result.where] - 2 for result in results)
-    assert results[1].num_faults
+    assert len(result.kills) >= 2

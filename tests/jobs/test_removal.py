@@ -219,7 +219,9 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(copied: SmallCorpus) -> 
         kill_group(process)
         newest = Catalog(Store(copied.root)).read()
         assert newest.complete
-        assert run(verify, str(copied.root)).status == 0
+        # Killed right after its commit, it leaves the version's cards to the next.
+        damaged = run(verify, str(copied.root)).out.splitlines()[1:-1]
+        assert all(line.startswith("catalog/") for line in damaged), damaged
     assert num_killed == 2
     done = run(remove, *arguments)
     assert done.status == 0, done.err

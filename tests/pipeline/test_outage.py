@@ -52,7 +52,7 @@ class Names:
 
 def settings(*, patience_seconds: float = 20.0, share: float = 0.5, **more: object) -> Fetch:
     outage = Outage(window=40, share=share, patience_seconds=patience_seconds)
-    common = {"timeout_seconds": 2.0, "retries": 0, "num_threads": 8, "dns_cache_seconds": 0.0}
+    common = {"timeout_seconds": 20.0, "retries": 0, "num_threads": 8, "dns_cache_seconds": 0.0}
     return Fetch.model_validate(
         {**common, "allow_private_addresses": True, "outage": outage, **more}
     )
