@@ -1,23 +1,14 @@
-"""Tokenizer training under Ray Train: the same steps as under torchrun, a worker a rank.
-
-A worker that dies ends the attempt; Ray Train starts all ranks again, and they go on from the
-newest checkpoint beside the output, which every machine has to see. Starting Ray and the ranks
-costs some fifteen seconds, so one rank on this machine is trained without them.
-"""
+"""Tokenizer training under Ray Train: ranks that go on from the newest checkpoint beside the
+output, which every machine has to see. One rank on this machine is trained without Ray."""
 
 import dataclasses
 import json
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import check_ranks, cluster, num_cluster_cpus, num_cluster_gpus
-from jobs.progress import StageProgress, stage_progress
+from jobs.progress import stage_progress
+from jobs.ranks import RESULT_FILE, Ranks, run_ranks
 from jobs.tables import duration
-from jobs.training import FOLLOW_SECONDS, MAX_FAILURES, RESULT_FILE, Ranks, cause_on_rank
 from pipeline.image_set import ImageSet
 from schemas.catalog import Catalog
 from schemas.layout import parse_reference
@@ -87,39 +78,20 @@ def _train(images: ImageSet, corpus: str, options: TrainOptions, **more: Any) ->
 
 
 def _train_on_ray(corpus: str, options: TrainOptions, ranks: Ranks) -> dict[str, Any]:
-    with cluster(ranks.address), tempfile.TemporaryDirectory() as scratch:
-        check_ranks(ranks.num_workers)
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+    def config(use_gpu: bool) -> dict[str, Any]:
+        # Ranks that are started again go on from what the first attempt saved.
+        device = "cuda" if use_gpu else "cpu"
+        resumed = dataclasses.replace(options, resume=True, device=device)
+        return {"corpus": corpus, "options": resumed}
 
-        use_gpu = num_cluster_gpus() >= ranks.num_workers
-        trainer = TorchTrainer(
-            _rank_main,
-            train_loop_config={
-                "corpus": corpus,
-                "options": dataclasses.replace(
-                    options,
-                    # Ranks that are started again go on from what the first attempt saved.
-                    resume=True,
-                    device="cuda" if use_gpu else "cpu",
-                ),
-                "threads": max(1, num_cluster_cpus() // ranks.num_workers),
-            },
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=ranks.num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker=None if use_gpu else {"CPU": 1},
-            ),
-            run_config=RunConfig(
-                storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
-            ),
-        )
-        with _progress(options):
-            try:
-                trainer.fit()
-            except Exception as error:
-                raise cause_on_rank(error) from error
+    run_ranks(
+        _rank_main,
+        ranks,
+        config=config,
+        num_steps=options.steps,
+        read_metrics=lambda: _metrics(_folder(options) / METRICS_FILE),
+        note=_note,
+    )
     return dict(json.loads((_folder(options) / RESULT_FILE).read_text()))
 
 
@@ -170,32 +142,8 @@ def _folder(options: TrainOptions) -> Path:
     return Path(f"{options.output}.training")
 
 
-@contextmanager
-def _progress(options: TrainOptions) -> Iterator[None]:
-    """Shows how far the first rank is, by the metrics that it writes."""
-    stop = threading.Event()
-    with stage_progress("train", options.steps, unit="steps") as progress:
-        thread = threading.Thread(target=_follow, args=(options, progress, stop), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-
-def _follow(options: TrainOptions, progress: StageProgress, stop: threading.Event) -> None:
-    path = _folder(options) / METRICS_FILE
-    while True:
-        is_last = stop.wait(FOLLOW_SECONDS)
-        if path.exists():
-            # A last line that is being written has no line end yet.
-            lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-            trained = [line for line in map(json.loads, lines) if line["kind"] == "train"]
-            if trained:
-                progress.to(trained[-1]["step"], note=_note(trained[-1]))
-        if is_last:
-            return
+def _metrics(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _note(metrics: dict[str, Any]) -> str:

@@ -51,7 +51,8 @@ def train(
     ),
 ) -> None:
     """Train a language model on a pinned version, under Ray Train."""
-    from jobs.training import Ranks, train_on_ray
+    from jobs.ranks import Ranks
+    from jobs.training import train_on_ray
     from schemas.errors import DeclarationError
     from trainer.config import TrainConfig
     from trainer.run import RunOptions, describe, parse_weights, unigram_baseline

@@ -125,7 +125,8 @@ class _Demo:
 
     def train_model(self) -> None:
         """Trains the language model on the published version, two ranks of one thread."""
-        from jobs.training import Ranks, train_on_ray
+        from jobs.ranks import Ranks
+        from jobs.training import train_on_ray
         from trainer.config import TrainConfig
         from trainer.run import RunOptions
 
@@ -310,8 +311,8 @@ class _Demo:
             print_forecast(forecast(open_corpus(str(self.corpus), readers=tokenizer_readers())))
 
     def _train_tokenizer(self, name: str, start: Path, steps: int) -> None:
+        from jobs.ranks import Ranks
         from jobs.tokenizer_training import train_tokenizer
-        from jobs.training import Ranks
         from tokenizer.train_options import TrainOptions
 
         options = TrainOptions(

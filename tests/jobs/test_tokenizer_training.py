@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from jobs.commands.tokenizer.train import train
+from jobs.ranks import Ranks
 from jobs.tokenizer_training import train_tokenizer
-from jobs.training import Ranks
 from schemas.errors import ArtifactError, CheckpointError, DeclarationError
 from tests.jobs.commands import run
 from tests.jobs.conftest import SmallCorpus

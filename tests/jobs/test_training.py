@@ -8,7 +8,8 @@ from PIL import Image
 
 from jobs.commands.sample import sample
 from jobs.commands.train import train
-from jobs.training import Ranks, train_on_ray
+from jobs.ranks import Ranks
+from jobs.training import train_on_ray
 from schemas.errors import CheckpointError, ClusterError, PixeleseError
 from tests.jobs.commands import run
 from tests.jobs.conftest import SmallCorpus, Tokenizers

@@ -72,8 +72,8 @@ def train(
     Metrics, checkpoints and pictures lie in OUTPUT.training while it runs. SIGTERM ends it with a
     checkpoint; the same command with --resume goes on, to the same artifact.
     """
+    from jobs.ranks import Ranks
     from jobs.tokenizer_training import train_tokenizer
-    from jobs.training import Ranks
     from tokenizer.train_options import TrainOptions
 
     result = train_tokenizer(
