@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check chaos format clean
+PYTEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+FAILED = --last-failed --last-failed-no-failures none
+
+.PHONY: help demo test test-all check chaos format clean
 
 help:
 	@echo "make demo   set up, then walk the whole way on drawn scenes (under 6 minutes on 2 cores)"
-	@echo "make test   set up, then run every check and test"
+	@echo "make test   set up, then run every check and all tests but the longest"
+	@echo "make test-all  the longest tests too: several Ray nodes, lives under kills, whole guides"
 	@echo "make chaos  kill drivers and workers over an ingest and whole lives, on a disk and on S3"
 	@echo "make check  format, lint, types, layers, spelling"
 	@echo "make format rewrite the code in the house format"
@@ -33,8 +37,10 @@ check: $(INSTALLED)
 # Some tests race a real clock (sockets, deadlines, killed processes) and can lose where other work
 # takes the cores. What failed gets one more run, alone and in order; what fails then has failed.
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder || { test $$? -eq 1 && \
-		$(BIN)/pytest --last-failed --last-failed-no-failures none; }
+	$(PYTEST) -m "not long" || { test $$? -eq 1 && $(BIN)/pytest -m "not long" $(FAILED); }
+
+test-all: check
+	$(PYTEST) || { test $$? -eq 1 && $(BIN)/pytest $(FAILED); }
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos.ingest --kills 20 --rows 3000

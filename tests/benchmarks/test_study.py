@@ -139,6 +139,7 @@ def test_a_study_keeps_to_the_budget_it_was_begun_with(study: Study) -> None:
         open_study(study.folder / "tokenizers")
 
 
+@pytest.mark.long
 def test_times_are_told_as_ratios_to_the_default(study: Study) -> None:
     study.measure_speed(num_rounds=1, num_steps=16)
     arms = study.records.read()["speed"]["arms"]

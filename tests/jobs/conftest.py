@@ -96,10 +96,10 @@ class SmallCorpus:
     def declaration(self) -> str:
         return (self.root / "corpus.yaml").read_text()
 
-    def apply(self, until: str = "tokens") -> ApplyReport:
-        return apply_corpus(
-            str(self.root), readers=tokenizer_readers(), options=ApplyOptions(until=until)
-        )
+    def apply(self, until: str = "tokens", *, num_workers: int | None = 1) -> ApplyReport:
+        """One worker a stage by default: starting a second takes longer than the work."""
+        options = ApplyOptions(until=until, num_workers=num_workers)
+        return apply_corpus(str(self.root), readers=tokenizer_readers(), options=options)
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """A `pixelese` command in a process of its own."""
@@ -171,5 +171,5 @@ def undisturbed(
 ) -> SmallCorpus:
     """A corpus that was applied once, and that no test changes."""
     made = make_corpus(tmp_path_factory.mktemp("undisturbed") / "corpus", tokenizers)
-    made.apply()
+    made.apply(num_workers=None)
     return made

@@ -27,7 +27,12 @@ from tests.jobs.loopback import (
 )
 from tests.jobs.test_kill import kill_group
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.timeout(1200),
+]
 
 SHIPPED = Path(__file__).parents[2] / "tokenizer/assets/scenes-tokenizer"
 NUM_ROWS = 48

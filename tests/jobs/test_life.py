@@ -10,6 +10,7 @@ from tests.jobs.conftest import Tokenizers
 NUM_ROWS = 16
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_however_often_it_is_killed_every_digest_is_the_undisturbed_one(

@@ -35,7 +35,12 @@ from trainer.checkpoint import open_checkpoint
 from trainer.config import TrainConfig
 from trainer.run import RunOptions, open_stream, run_training
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.usefixtures("ray_cluster"),
+]
 
 NUM_IMAGES = 14
 ROWS_PER_SHARD = 6

@@ -54,6 +54,7 @@ def test_the_repairs_are_those_that_there_are() -> None:
     assert Repair.KEEP.value == KEEP
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_shown_commands_run(

@@ -224,6 +224,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_no_process_outlives_the_one_that_was_killed(corpus: str, tmp_path: Path) -> None:
     script = tmp_path / "orphaned.py"
     script.write_text(ORPHANED)
@@ -251,6 +252,7 @@ def is_running(pid: int) -> bool:
     return state != "Z"  # ended, and nobody has asked how
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_told_and_nothing_is_there(corpus: str, tmp_path: Path) -> None:
     plan = plan_export(corpus, ExportConfig(format="parquet", window_shards=2, part_bytes=200))
     deadly = DeadlyPlan(**vars(plan))
