@@ -85,6 +85,7 @@ def test_killed_driver(corpus: SmallCorpus, undisturbed: SmallCorpus) -> None:
     check_equal(corpus, undisturbed)
 
 
+@pytest.mark.long
 def test_killed_workers(corpus: SmallCorpus, undisturbed: SmallCorpus) -> None:
     total = published(undisturbed)
     process = corpus.start("apply", str(corpus.root))
